@@ -1,0 +1,46 @@
+"Run notebooks in place, top to bottom, and store what they show. `--flags slow cuda` also runs the cells with those flags."
+import argparse, asyncio, os, re, sys, time
+from pathlib import Path
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbdev.clean import clean_nb
+from nbdev.config import get_config
+from execnb.nbio import read_nb, write_nb
+
+class Client(NotebookClient):
+    "A client that leaves cells alone (recorded outputs included) when a directive says so."
+    skip = ()
+
+    async def async_execute_cell(self, cell, *args, **kwargs):
+        directives = re.findall(r'^\s*#\|\s*(.+?)\s*$', cell.source, flags=re.M)
+        if any(d in self.skip or re.fullmatch(r'eval:\s*false', d, re.I) for d in directives): return cell
+        return await super().async_execute_cell(cell, *args, **kwargs)
+
+def execute(path:Path, skip:list[str], timeout:int):
+    start,nb = time.time(), nbformat.read(path, as_version=4)
+    client = Client(nb, timeout=timeout, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}})
+    client.skip = skip
+    asyncio.run(client.async_execute())
+    tmp = path.with_name(f'.{path.name}.tmp')
+    nbformat.write(nb, tmp)
+    os.replace(tmp, path)
+    clean = read_nb(path)
+    clean_nb(clean)
+    write_nb(clean, path)
+    print(f'{path.name}: {time.time()-start:.0f} s, {path.stat().st_size/1e3:.0f} kB')
+
+def main():
+    cfg = get_config()
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument('notebooks', nargs='*', type=Path, help='default: all in reading order')
+    p.add_argument('--flags', nargs='*', default=[], choices=cfg.tst_flags.split(), help='flagged cells to run too')
+    p.add_argument('--timeout', type=int, default=1800, help='seconds for one cell (default: %(default)s)')
+    args = p.parse_args()
+    failed = []
+    for path in args.notebooks or sorted(cfg.nbs_path.glob('[!.]*.ipynb')):
+        try: execute(path, [f for f in cfg.tst_flags.split() if f not in args.flags], args.timeout)
+        except CellExecutionError as e: failed.append(path.name); print(f'{path.name}: {e}', file=sys.stderr)
+    if failed: sys.exit(f'failed: {", ".join(failed)}')
+
+if __name__ == '__main__': main()
