@@ -115,7 +115,7 @@ class SyntheticPedestrians:
         names = [f'{pid:04d}_c{c+1}s1_{s:06d}_01.png' for pid,(_,c,s) in zip(pids, rows)]
         return Split(torch.cat(images), torch.tensor(pids), torch.tensor([c+1 for _,c,_ in rows]), names)
 
-# %% ../nbs/00_data.ipynb #7d65a783
+# %% ../nbs/00_data.ipynb #1674c567
 def show_pictures(
     n:int=8,       # pictures a row
     scale:float=1.,# size of a picture, in 0.8 inch
@@ -125,7 +125,7 @@ def show_pictures(
     import matplotlib.pyplot as plt
     n = min(n, *(len(x) for x in rows.values()))
     h,w = next(iter(rows.values())).shape[-2:]
-    fig,axs = plt.subplots(len(rows), n, figsize=(.8*scale*n, .8*scale*h/w*len(rows)), squeeze=False, gridspec_kw=dict(wspace=.03, hspace=.03))
+    fig,axs = plt.subplots(len(rows), n, figsize=(.8*scale*n, .8*scale*h/w*len(rows)), dpi=66, squeeze=False, gridspec_kw=dict(wspace=.03, hspace=.03))
     for (title,x),axrow in zip(rows.items(), axs):
         x = (x if x.dtype==torch.uint8 else to_uint8(x)).detach().cpu()
         for ax,im in zip(axrow, x):
