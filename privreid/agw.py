@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'MEAN', 'STD', 'gem', 'GeM', 'NonLocal', 'Mini', 'build_backbone', 'ReidOutput', 'AGW', 'id_loss',
-           'CenterLoss', 'wrt_loss', 'agw_loss', 'center_step']
+           'CenterLoss', 'wrt_loss', 'agw_loss', 'undo_weight']
 
 # %% ../nbs/03_agw.ipynb #48335db1
 import math
@@ -172,7 +172,7 @@ def wrt_loss(
     near = ((-d).masked_fill(same, -math.inf).softmax(1)*d).sum(1)           # (B,) weighted negatives
     return F.softplus(far-near).mean()
 
-# %% ../nbs/03_agw.ipynb #bc41348b
+# %% ../nbs/03_agw.ipynb #643a5cb9
 def agw_loss(
     out:ReidOutput,
     labels:Tensor,       # (B,)
@@ -182,11 +182,6 @@ def agw_loss(
     "The loss of AGW on one batch."
     return id_loss(out.logits, labels)+center_weight*center(out.pooled, labels)+wrt_loss(out.pooled, labels)
 
-def center_step(
-    center:CenterLoss,
-    optimizer:torch.optim.Optimizer, # SGD over the centres
-    center_weight:float=.0005,
-):
-    "Step the centres, undoing the weight that their loss carried."
+def undo_weight(center:CenterLoss, center_weight:float=.0005):
+    "Divide the centres' gradient by the weight that their loss carried, before their optimiser steps."
     for p in center.parameters(): p.grad.div_(center_weight)
-    optimizer.step()
