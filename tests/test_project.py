@@ -1,0 +1,72 @@
+"What holds for the repository as a whole."
+import ast, json, re, subprocess, sys
+from configparser import ConfigParser
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT/'nbs').glob('[!._]*.ipynb'))
+MODULES = sorted((ROOT/'privreid').glob('[!_]*.py'))
+each_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+each_module = pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
+
+# From the ground up; modules on one floor do not know each other.
+FLOORS = [['pedestrians'], ['data'], ['desensitize', 'pix2pix', 'agw'], ['joint'], ['upgradation'], ['evaluation'], ['experiments'], ['cli']]
+FLOOR = {name: i for i,names in enumerate(FLOORS) for name in names}
+ALONE = {'desensitize', 'pix2pix', 'agw'}
+
+def code_cells(path): return [c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='code']
+
+def test_readme_is_current():
+    p = subprocess.run([sys.executable, ROOT/'docs'/'readme.py', '--check'], capture_output=True, text=True)
+    assert p.returncode==0, p.stderr
+
+@each_notebook
+def test_notebook_is_small(path): assert path.stat().st_size<1e6
+
+@each_notebook
+def test_notebook_is_clean(path):
+    "No execution counts: they change with every run and tell a reader nothing."
+    for cell in code_cells(path): assert not any(o.get('execution_count') for o in [cell, *cell['outputs']]), cell['source']
+
+@each_notebook
+def test_notebook_carries_its_outputs(path):
+    cells = code_cells(path)
+    if path.stem!='index' and cells: assert any(c['outputs'] for c in cells), f'python docs/execute.py nbs/{path.name}'
+
+def test_no_path_of_one_machine():
+    git = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True)
+    if git.returncode: pytest.skip('not a git checkout')
+    machine = re.compile(rb'(?<!\w)/(?:work|root|tmp/w)/')   # a pattern that does not match itself
+    files = [ROOT/f for f in git.stdout.split('\0') if f and (ROOT/f).is_file()]
+    texts = {f: data for f in files if b'\0' not in (data := f.read_bytes())}
+    assert not [f'{f.relative_to(ROOT)}: {m[0].decode()}' for f,data in texts.items() for m in machine.finditer(data)]
+
+@each_module
+def test_no_pickle_is_loaded(path):
+    "`torch.load` runs whatever a file tells it to, unless it reads weights only."
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func)=='torch.load':
+            assert 'weights_only=True' in [ast.unparse(k) for k in node.keywords], f'line {node.lineno}'
+
+def imported(path):
+    "Modules of this package that a module imports, in whichever way it is written."
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import): names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = '.'.join(filter(None, ['privreid' if node.level else '', node.module]))
+            names = [f'{base}.{a.name}' for a in node.names]
+        else: continue
+        yield from (parts[1] for n in names if (parts := n.split('.'))[0]=='privreid' and parts[1:] and parts[1] in FLOOR)
+
+@each_module
+def test_imports_go_up_only(path):
+    assert path.stem in FLOOR, f'give {path.stem} a place in FLOORS'
+    below = set() if path.stem in ALONE else {n for n in FLOOR if FLOOR[n]<FLOOR[path.stem]}
+    assert set(imported(path))<=below
+
+def test_requirements_are_lower_bounds():
+    "An upper bound would fight with what the user has; Colab's torch must not move."
+    ini = ConfigParser(delimiters=['='])
+    ini.read(ROOT/'settings.ini', encoding='utf-8')
+    for r in ini['DEFAULT']['requirements'].split(): assert re.fullmatch(r'[\w.-]+>=\d+(\.\d+)*', r), r
