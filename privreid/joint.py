@@ -89,6 +89,9 @@ def check(cfg:Config)->Config:
     if cfg.precision not in ('no', 'bf16', 'fp16'): raise ValueError(f"precision '{cfg.precision}' is unknown: choose no, bf16 or fp16.")
     return cfg
 
+# %% ../nbs/04_joint.ipynb #31f986a8
+torch.set_flush_denormal(True)
+
 # %% ../nbs/04_joint.ipynb #d81ec974
 def lr_factor(epoch:int, cfg:Config)->float: # times the base rate
     "Learning-rate schedule of the paper."
@@ -116,7 +119,7 @@ class Supervision:
     @property
     def source(self)->str: return 'desensitized' if self.generator is None else 'generator'
 
-# %% ../nbs/04_joint.ipynb #dfeccf3a
+# %% ../nbs/04_joint.ipynb #61228bbd
 class Training:
     "Networks and optimisers, and what they have in common: how a loss becomes a step."
     def __init__(self, cfg:Config, identities:int, accelerator:Accelerator):
@@ -125,6 +128,7 @@ class Training:
         reid = AGW(identities, cfg.backbone, cfg.weights)
         self.nets = nn.ModuleDict(self.build()|dict(reid=reid, center=CenterLoss(identities, reid.features))).to(accelerator.device)
         self.optimizers = {k: self.optimizer(k) for k in self.nets}
+        self.nets.to(memory_format=torch.channels_last)      # convolutions are faster so, on CPUs and on GPUs
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=cfg.precision=='fp16')
 
     def build(self)->dict[str,nn.Module]: return {}

@@ -1,0 +1,50 @@
+"What the tests share: a cache of their own, one thread, one-line messages, a tiny Market-1501."
+import os, shutil, tempfile
+os.environ['PRIVREID_CACHE'] = tempfile.mkdtemp(prefix='privreid-test-')   # before anything is imported: subprocesses inherit it
+
+import pytest, torch
+from hypothesis import settings
+from PIL import Image
+from privreid.data import SyntheticPedestrians
+
+torch.set_num_threads(1)   # two on a busy two-core machine wait for each other at every small operation: 50 times slower
+settings.register_profile('privreid', deadline=None, derandomize=True, database=None, max_examples=30)
+settings.load_profile('privreid')
+
+@pytest.fixture(scope='session', autouse=True)
+def private_cache():
+    yield os.environ['PRIVREID_CACHE']
+    shutil.rmtree(os.environ['PRIVREID_CACHE'], ignore_errors=True)
+
+@pytest.fixture
+def one_line():
+    "Check that a message is a single line that names everything it should."
+    def check(message, *names):
+        message = str(message)
+        assert message.strip() and '\n' not in message
+        for n in names: assert str(n) in message, f'{n!r} is not named in: {message}'
+    return check
+
+@pytest.fixture
+def tiny_market(tmp_path):
+    "A factory of folders in Market-1501's layout, filled with synthetic pedestrians; returns the root."
+    def make(train=5, test=3, cameras=2, per_camera=3, size=(64,32), oddities=True, name='market'):
+        root,people = tmp_path/name, SyntheticPedestrians(size=size, seed=7)
+        def put(folder, rows, pid=None, suffix='.jpg'):
+            (root/folder).mkdir(parents=True, exist_ok=True)
+            if not rows: return
+            for (p,c,s),im in zip(rows, people.split(rows).images):
+                path = root/folder/f'{p if pid is None else pid:04d}_c{c+1}s1_{s:06d}_00{suffix}'
+                Image.fromarray(im.permute(1,2,0).numpy()).save(path, format='jpeg', quality=95, subsampling=0)
+        def rows(first, n, shots): return [(p,c,s) for p in range(first, first+n) for c in range(cameras) for s in shots]
+        put('bounding_box_train', rows(1, train, range(per_camera)))
+        put('query', rows(train+1, test, [0]))
+        put('bounding_box_test', rows(train+1, test, range(1, per_camera)))
+        if oddities:
+            put('bounding_box_test', [(900,0,0)], pid=0)                  # a distractor
+            put('bounding_box_test', [(901,0,1)], pid=-1)                 # junk: named -001_c1…
+            (root/'bounding_box_test'/'-001_c1s1_000001_00.jpg').rename(root/'bounding_box_test'/'-1_c1s1_000001_00.jpg')
+            put('bounding_box_test', [(train+1,1,90)], suffix='.jpg.jpg') # as in the real archive
+            for folder in ('bounding_box_train', 'bounding_box_test'): (root/folder/'Thumbs.db').write_bytes(b'\xd0\xcf\x11\xe0')
+        return root
+    return make

@@ -1,0 +1,328 @@
+"AGW: losses against loops and libraries, parameters counted afresh, weights from files that may be anything."
+import math, pickle, urllib.error
+from pathlib import Path
+import numpy as np, pytest, torch, torchvision
+from hypothesis import given, settings, strategies as st
+from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.losses import TripletMarginLoss
+from pytorch_metric_learning.miners import BatchHardMiner
+from safetensors.torch import save_file
+from torch import nn
+from privreid.agw import (AGW, BACKBONES, CenterLoss, GeM, Mini, NonLocal, ReidOutput, agw_loss, build_backbone, gem, id_loss,
+                          undo_weight, wrt_loss)
+
+def rng(seed): return np.random.default_rng(seed)
+def count(net): return sum(p.numel() for p in net.parameters())
+def slopes(f, x, h=1e-5):
+    "Gradient of `f` at the array `x`, by central differences."
+    g = np.zeros_like(x)
+    for i in np.ndindex(x.shape):
+        e = np.zeros_like(x); e[i] = h
+        g[i] = (f(x+e)-f(x-e))/(2*h)
+    return g
+
+# --- GeM
+
+def gem_loop(x, p, eps=1e-6):
+    return np.array([[np.mean([max(v, eps)**p for v in c.ravel()])**(1/p) for c in im] for im in x])
+
+@given(st.floats(.5, 8), st.integers(0, 99))
+def test_gem(p, seed):
+    x = rng(seed).normal(.5, 1, (2,3,4,2))                               # negative values count as eps
+    np.testing.assert_allclose(gem(torch.from_numpy(x), p).numpy(), gem_loop(x, p), rtol=2e-5)
+
+def test_gem_gradients():
+    x,pool = rng(0).uniform(.2, 2, (2,3,4,2)), GeM(2.5)
+    t = torch.tensor(x, dtype=torch.float32, requires_grad=True)
+    pool(t).pow(2).sum().backward()
+    np.testing.assert_allclose(t.grad.numpy(), slopes(lambda v: (gem_loop(v, 2.5)**2).sum(), x), rtol=1e-3, atol=1e-5)
+    dp = slopes(lambda v: (gem_loop(x, v[0])**2).sum(), np.array([2.5]))
+    np.testing.assert_allclose(pool.p.grad.item(), dp[0], rtol=1e-3)
+
+def test_gem_grows_from_mean_to_maximum():
+    x = torch.rand(4, 5, 4, 2)+.01
+    pooled = [x.mean((2,3))]+[gem(x, p) for p in (1.5, 3., 6., 20.)]+[x.amax((2,3))]
+    assert all((a<b).all() for a,b in zip(pooled, pooled[1:]))
+
+# --- non-local block
+
+@given(st.integers(2, 6), st.integers(1, 4), st.integers(1, 4), st.sampled_from([None, 1, 3]), st.integers(0, 99))
+def test_nonlocal_is_attention_over_all_pairs(c, h, w, inter, seed):
+    torch.manual_seed(seed)
+    nl,x = NonLocal(c, inter).double().eval(), torch.randn(2, c, h, w, dtype=torch.float64)
+    nn.init.normal_(nl.out[1].weight); nn.init.normal_(nl.out[1].bias)
+    conv = lambda m,v: np.einsum('oc,bcn->bon', m.weight.detach().numpy()[:,:,0,0], v)+m.bias.detach().numpy()[:,None]
+    v = x.flatten(2).numpy()
+    theta,phi,g = conv(nl.theta, v), conv(nl.phi, v), conv(nl.g, v)
+    f = np.einsum('bci,bcj->bij', theta, phi)/(h*w)                      # (B,N,N), the matrix the fast form never builds
+    y = conv(nl.out[0], np.einsum('bij,bcj->bci', f, g))
+    bn = nl.out[1]
+    y = y/math.sqrt(1+bn.eps)*bn.weight.detach().numpy()[:,None]+bn.bias.detach().numpy()[:,None]
+    np.testing.assert_allclose(nl(x).detach().flatten(2).numpy(), v+y, atol=1e-10)
+
+def test_nonlocal_learns_from_the_first_step():
+    "It starts as the identity, but its BatchNorm must not be stuck there."
+    nl,x = NonLocal(4), torch.randn(2, 4, 3, 3)
+    nl(x).pow(2).sum().backward()
+    assert nl.out[1].weight.grad.any()
+
+# --- losses
+
+def test_id_loss_gradient_is_softmax_minus_target():
+    logits,labels = torch.randn(6, 9, requires_grad=True), torch.tensor([0,8,3,3,1,0])
+    id_loss(logits, labels, .2).backward()
+    target = torch.full((6,9), .2/9); target[torch.arange(6), labels] += .8
+    torch.testing.assert_close(logits.grad, (logits.detach().softmax(1)-target)/6)
+
+def test_id_loss_is_kl_to_the_smoothed_target():
+    logits,labels = torch.randn(6, 9, dtype=torch.float64)*3, torch.tensor([0,8,3,3,1,0])
+    target = torch.full((6,9), .1/9, dtype=torch.float64); target[torch.arange(6), labels] += .9
+    kl = nn.KLDivLoss(reduction='batchmean')(logits.log_softmax(1), target)
+    entropy = -(target*target.log()).sum(1).mean()
+    torch.testing.assert_close(id_loss(logits, labels).double(), kl+entropy, rtol=1e-5, atol=0)
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 8), st.integers(0, 99))
+def test_center_loss(ids, features, n, seed):
+    r = rng(seed)
+    f,labels,center = r.normal(size=(n,features)), r.integers(0, ids, n), CenterLoss(ids, features)
+    c = center.centers.detach().double().numpy()
+    t = torch.tensor(f, dtype=torch.float32, requires_grad=True)
+    loss = center(t, torch.from_numpy(labels)); loss.backward()
+    value,df,dc = 0., np.zeros_like(f), np.zeros_like(c)
+    for i,l in enumerate(labels):
+        value += ((f[i]-c[l])**2).sum()/n
+        df[i] = 2*(f[i]-c[l])/n; dc[l] -= 2*(f[i]-c[l])/n
+    np.testing.assert_allclose(loss.item(), value, rtol=1e-4)
+    np.testing.assert_allclose(t.grad.numpy(), df, atol=1e-5)
+    np.testing.assert_allclose(center.centers.grad.numpy(), dc, atol=1e-5)
+
+@pytest.mark.parametrize('weight', [.0005, .1])
+def test_centres_step_as_if_their_loss_had_no_weight(weight):
+    torch.manual_seed(0)
+    center,f,labels = CenterLoss(4, 3), torch.randn(6, 3), torch.tensor([0,0,1,2,2,2])
+    start = center.centers.detach().clone()
+    grad, = torch.autograd.grad(center(f, labels), center.centers)
+    opt = torch.optim.SGD(center.parameters(), lr=.5)
+    (weight*center(f, labels)).backward()
+    undo_weight(center, weight); opt.step()
+    torch.testing.assert_close(center.centers.detach(), start-.5*grad, rtol=1e-4, atol=1e-5)
+    assert torch.equal(center.centers[3], start[3])                      # nobody of this identity was there
+
+def wrt_numpy(f, labels):
+    "Equations (7) and (8) of Ye et al., anchor by anchor; the anchor is among its positives, at distance 0."
+    total = 0.
+    for i in range(len(f)):
+        d = np.linalg.norm(f-f[i], axis=1)
+        P,N = d[labels==labels[i]], d[labels!=labels[i]]
+        wp,wn = np.exp(P-P.max()), np.exp(N.min()-N)
+        total += np.logaddexp(0, (wp*P).sum()/wp.sum()-(wn*N).sum()/wn.sum())
+    return total/len(f)
+
+@settings(max_examples=40)
+@given(st.integers(2, 4), st.integers(1, 4), st.integers(1, 6), st.floats(.1, 10), st.integers(0, 999))
+def test_wrt(p, k, features, scale, seed):
+    r = rng(seed)
+    labels = r.permutation(np.repeat(np.arange(p)*7, k))
+    f = r.normal(size=(p*k,features))*scale
+    t = torch.tensor(f, dtype=torch.float32, requires_grad=True)
+    loss = wrt_loss(t, torch.from_numpy(labels)); loss.backward()
+    np.testing.assert_allclose(loss.item(), wrt_numpy(f, labels), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(t.grad.numpy(), slopes(lambda v: wrt_numpy(v, labels), f), rtol=2e-2, atol=2e-3)
+
+def test_wrt_of_two_strangers_is_a_soft_margin():
+    "Positive: the anchor itself at 0. Negative: the other. That is SoftMarginLoss of the distance."
+    f = torch.tensor([[0.,0.],[3.,4.]])
+    torch.testing.assert_close(wrt_loss(f, torch.tensor([0,1])), nn.SoftMarginLoss()(torch.tensor([5.]), torch.tensor([1.])), atol=1e-5, rtol=0)
+
+def test_wrt_of_one_pair():
+    "Anchor with one positive and one negative: soft-margin triplet, the positive weighted against the anchor at 0."
+    f,labels = torch.tensor([[0.,0.],[2.,0.],[0.,3.]]), torch.tensor([0,0,1])
+    s = lambda z: math.log1p(math.exp(z))
+    ap,an0,an1 = 2., 3., math.sqrt(13)
+    wp = math.exp(ap)/(math.exp(ap)+1)
+    w0 = math.exp(-an0)/(math.exp(-an0)+math.exp(-an1))
+    want = (s(wp*ap-an0)+s(wp*ap-an1)+s(0-(w0*an0+(1-w0)*an1)))/3
+    assert wrt_loss(f, labels).item()==pytest.approx(want, rel=1e-4)
+
+def test_wrt_far_apart_is_the_librarys_batch_hard_soft_triplet():
+    "At large distances the weights pick the farthest positive and the nearest negative."
+    labels = torch.arange(4).repeat_interleave(4)
+    for seed in range(5):
+        f = torch.randn(16, 3, generator=torch.Generator().manual_seed(seed))*400
+        lp = LpDistance(normalize_embeddings=False)
+        theirs = TripletMarginLoss(margin=0, smooth_loss=True, distance=lp)
+        want = theirs(f, labels, BatchHardMiner(distance=lp)(f, labels))
+        assert wrt_loss(f, labels).item()==pytest.approx(want.item(), rel=5e-3)
+
+def test_wrt_survives_repeated_images():
+    "The sampler repeats images of people who have few."
+    f = torch.randn(4, 2048).repeat_interleave(4, 0).requires_grad_()
+    loss = wrt_loss(f, torch.arange(4).repeat_interleave(4)); loss.backward()
+    assert loss.isfinite() and f.grad.isfinite().all()
+
+def test_wrt_of_a_single_person_is_not_nan(one_line):
+    "Two training identities leave one after the validation split. A number or a clear refusal, not a silent NaN."
+    f = torch.randn(4, 8, requires_grad=True)
+    try: loss = wrt_loss(f, torch.zeros(4, dtype=torch.long))
+    except ValueError as e: return one_line(e)
+    loss.backward()
+    assert loss.isfinite() and f.grad.isfinite().all()
+
+def test_wrt_is_exact_under_autocast():
+    "Differences of large squares need float32: mixed precision must not reach them."
+    f = (torch.rand(16, 512, generator=torch.Generator().manual_seed(0))+2)
+    labels = torch.arange(4).repeat_interleave(4)
+    want = wrt_numpy(f.double().numpy(), labels.numpy())
+    with torch.autocast('cpu', torch.bfloat16): got = wrt_loss(f, labels).item()
+    assert got==pytest.approx(want, rel=1e-3)
+
+def test_agw_loss_is_its_three_parts():
+    torch.manual_seed(0)
+    out,labels,center = ReidOutput(torch.randn(4,3), torch.randn(4,5)), torch.tensor([0,0,2,2]), CenterLoss(3, 5)
+    want = nn.CrossEntropyLoss(label_smoothing=.1)(out.logits, labels)+.0005*((out.pooled-center.centers[labels])**2).sum(1).mean()+wrt_numpy(out.pooled.numpy(), labels.numpy())
+    torch.testing.assert_close(agw_loss(out, labels, center), want.float(), rtol=1e-4, atol=0)
+
+# --- the model
+
+def non_local(c, inter): return 3*(c*inter+inter)+inter*c+c+2*c           # theta, phi, g; out; its BatchNorm
+
+@pytest.mark.parametrize('inter', [None, 1])
+def test_resnet50_parameters_part_by_part(inter):
+    with torch.device('meta'): agw,ref = AGW(751, inter_channels=inter), torchvision.models.resnet50()
+    assert count(ref)-count(ref.fc)==23_508_032
+    extra = dict(layer2=2*non_local(512, inter or 256), layer3=3*non_local(1024, inter or 512))
+    for name,part in ref.named_children():
+        if name!='fc': assert count(getattr(agw.backbone, name))==count(part)+extra.get(name, 0), name
+    assert (count(agw.pool), count(agw.neck), count(agw.classifier))==(1, 2*2048, 751*2048)
+    assert count(agw)==23_508_032+sum(extra.values())+1+2*2048+751*2048
+    assert not agw.neck.bias.requires_grad and agw.classifier.bias is None
+
+@pytest.mark.parametrize('backbone, size, features', [('resnet50', (256,128), (2048,16,8)), ('resnet18', (256,128), (512,16,8)), ('mini', (64,32), (256,8,4))])
+def test_feature_map(backbone, size, features):
+    seen = []
+    with torch.device('meta'):
+        agw = AGW(5, backbone)
+        agw.backbone.layer4.register_forward_hook(lambda m,i,o: seen.append(tuple(o.shape[1:])))
+        out = agw(torch.zeros(2, 3, *size))
+    assert seen==[features] and out.pooled.shape==(2,features[0]) and out.logits.shape==(2,5)
+
+def randomize(state, seed=0):
+    "Other values in every tensor, all of them harmless (variances stay positive)."
+    g = torch.Generator().manual_seed(seed)
+    return {k: (v+(torch.rand(v.shape, generator=g)-.5)*v.std(correction=0).clamp(min=.1) if v.is_floating_point() else v) for k,v in state.items()}
+
+def test_backbone_is_torchvisions_with_last_stride_1(tmp_path):
+    ref = torchvision.models.resnet18(num_classes=7).eval()
+    ref.load_state_dict(randomize(ref.state_dict()))
+    torch.save(ref.state_dict(), tmp_path/'w.pth')
+    agw = AGW(3, 'resnet18', str(tmp_path/'w.pth')).eval()                # the head for 7 classes is left behind
+    ref.layer4[0].conv1.stride = ref.layer4[0].downsample[0].stride = (1,1)
+    x = torch.rand(2, 3, 64, 32)
+    mean,std = (torch.tensor(v)[:,None,None] for v in ((.485, .456, .406), (.229, .224, .225)))
+    with torch.no_grad():
+        maps = nn.Sequential(*list(ref.children())[:-2])((x-mean)/std)
+        want = nn.functional.normalize(maps.clamp(min=1e-6).pow(3).mean((2,3)).pow(1/3), dim=1)
+        agw.neck.running_var.fill_(1-agw.neck.eps)                        # a neck that does nothing
+        torch.testing.assert_close(agw(x*2-1), want, rtol=1e-3, atol=1e-5)
+
+def test_stem_relu():
+    seen = []
+    x = torch.rand(4, 3, 64, 32)*2-1
+    torch.manual_seed(0); on = AGW(3, 'mini')
+    off = AGW(3, 'mini', stem_relu=False); off.load_state_dict(on.state_dict())
+    for net in (on, off): net.backbone.maxpool.register_forward_hook(lambda m,i,o: seen.append(o.min().item()))
+    a,b = on(x),off(x)
+    assert seen[0]>=0>seen[1] and not torch.allclose(a.pooled, b.pooled)
+    assert isinstance(off.backbone.layer1[0].relu, nn.ReLU)               # only the stem's
+
+def test_eval_features_have_length_one():
+    torch.manual_seed(0)
+    net,x = AGW(4, 'mini'), torch.rand(6, 3, 64, 32)*2-1
+    for _ in range(3): net(x)                                            # statistics of their own
+    f = net.eval()(x)
+    torch.testing.assert_close(f.norm(dim=1), torch.ones(6))
+    torch.testing.assert_close(net(x[2:3])[0], f[2], rtol=1e-4, atol=1e-5)   # a batch of one
+    assert (f[0]-f[1]).norm()>1e-3
+
+def test_training_gives_the_losses_what_they_need():
+    net,x = AGW(4, 'mini'), torch.rand(4, 3, 64, 32)*2-1
+    out = net(x)
+    torch.testing.assert_close(out.logits, net.neck(out.pooled)@net.classifier.weight.T)
+    (out.logits.sum()+out.pooled.sum()).backward()
+    assert net.pool.p.grad.abs()>0 and net.neck.bias.grad is None and not {'mean', 'std'}&set(net.state_dict())
+
+# --- weights
+
+@pytest.fixture
+def state(): return randomize(Mini().state_dict())
+
+def test_weights_from_either_file(state, tmp_path):
+    save_file(state, tmp_path/'w.safetensors'); torch.save(state, tmp_path/'w.pth')
+    for name in ('w.safetensors', 'w.pth'):
+        got = build_backbone('mini', str(tmp_path/name))[0].state_dict()
+        assert got.keys()==state.keys() and all(torch.equal(got[k], state[k]) for k in state)
+    agw = AGW(3, 'mini', str(tmp_path/'w.pth'))
+    assert torch.equal(agw.backbone.conv1.weight, state['conv1.weight']) and torch.equal(agw.backbone.layer4[0].bn2.running_var, state['layer4.0.bn2.running_var'])
+
+def test_weights_without_batch_counters(state, tmp_path):
+    "ImageNet files from before PyTorch 0.4.1 have no `num_batches_tracked`; PyTorch loads them, so do we."
+    torch.save({k: v for k,v in state.items() if 'num_batches' not in k}, tmp_path/'old.pth')
+    got = build_backbone('mini', str(tmp_path/'old.pth'))[0].state_dict()
+    assert torch.equal(got['conv1.weight'], state['conv1.weight'])
+
+class Evil:
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return Path.mkdir, (self.path,)
+
+@pytest.mark.parametrize('how', ['torch', 'pickle', 'beside tensors'])
+def test_code_in_a_pickle_is_refused(tmp_path, how, state, one_line):
+    path,trace = tmp_path/'w.pth', tmp_path/'it-ran'
+    if how=='pickle': path.write_bytes(pickle.dumps(Evil(trace), protocol=2))
+    else: torch.save(Evil(trace) if how=='torch' else state|dict(extra=Evil(trace)), path)
+    with pytest.raises(ValueError) as e: AGW(3, 'mini', str(path))
+    assert not trace.exists()
+    one_line(e.value, path)
+    torch.load(path, weights_only=False) if how!='pickle' else pickle.loads(path.read_bytes())
+    assert trace.exists()                                                # the trap works: it was refused, not broken
+
+def test_wrong_files(state, tmp_path, one_line):
+    def refused(make, *names, error=ValueError):
+        path = tmp_path/'w.pth'
+        make(path)
+        with pytest.raises(error) as e: build_backbone('mini', str(path))
+        one_line(e.value, path, *names)
+    refused(lambda p: torch.save(randomize(Mini(8).state_dict()), p), 'mini', 'conv1.weight')          # other width
+    refused(lambda p: torch.save({k: v for k,v in state.items() if k!='bn1.bias'}, p), 'bn1.bias', '1 of')
+    refused(lambda p: torch.save({'state_dict': state}, p), 'mini')                                    # wrapped
+    refused(lambda p: torch.save(torch.zeros(3), p))                                                   # not even a dict
+    refused(lambda p: torch.save(state|{'conv1.weight': 3}, p), 'conv1.weight')                        # not even a tensor
+    refused(lambda p: p.write_bytes(b'\x80\x04 nonsense'))
+    refused(lambda p: p.write_bytes(b''))
+    (tmp_path/'w.safetensors').write_bytes(b'\x10\0\0\0\0\0\0\0{"a":')
+    with pytest.raises(ValueError) as e: build_backbone('mini', str(tmp_path/'w.safetensors'))
+    one_line(e.value, tmp_path/'w.safetensors')
+    with pytest.raises(FileNotFoundError) as e: build_backbone('mini', str(tmp_path/'none.pth'))
+    one_line(e.value, tmp_path/'none.pth')
+
+@pytest.mark.parametrize('fault', [urllib.error.URLError('no route to host'), TimeoutError('timed out'), RuntimeError('invalid hash value (expected "f37072fd", got "e3b0c442")')], ids=['offline', 'timeout', 'half a file'])
+def test_imagenet_offline(monkeypatch, tmp_path, one_line, fault):
+    def fail(*args, **kw): raise fault
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    monkeypatch.setattr(torch.hub, '_hub_dir', None)
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', fail)
+    with pytest.raises(ConnectionError) as e: build_backbone('resnet18', 'imagenet')
+    one_line(e.value, 'resnet18', 'local file')
+
+def test_imagenet_weights_are_used(monkeypatch, tmp_path):
+    ref = torchvision.models.resnet18().state_dict()
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    monkeypatch.setattr(torch.hub, '_hub_dir', None)
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda url, dst, *a, **kw: torch.save(ref, dst))
+    got = build_backbone('resnet18', 'imagenet')[0].state_dict()
+    assert not any(k.startswith('fc') for k in got) and all(torch.equal(v, ref[k]) for k,v in got.items())
+
+def test_unknown_backbone(one_line):
+    with pytest.raises(ValueError) as e: AGW(3, 'resnet34')
+    one_line(e.value, 'resnet34', *BACKBONES)
+    with pytest.raises(ValueError) as e: AGW(3, 'mini', 'imagenet')
+    one_line(e.value, 'mini')
