@@ -51,18 +51,18 @@ class NonLocal(nn.Module):
         y = (g@phi.transpose(1, 2)/theta.shape[-1])@theta                         # (B,inter,N): inter² products instead of N²
         return x+self.out(y.unflatten(2, x.shape[-2:]))
 
-# %% ../nbs/03_agw.ipynb #915af1d8
+# %% ../nbs/03_agw.ipynb #8eac0753
 class Mini(nn.Module):
     "A small ResNet (one `BasicBlock` a stage, no max pooling) for pictures of 64 to 128 pixels."
     def __init__(self, width:int=16):
         super().__init__()
         self.inplanes = width
-        self.conv1,self.bn1,self.relu = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        self.conv1,self.bn1,self.relu = nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU()
         self.maxpool = nn.Identity()
-        self.layer1,self.layer2,self.layer3,self.layer4 = (self._stage(width*m) for m in (1, 2, 4, 8))
-    def _stage(self, planes):
-        shortcut = nn.Sequential(conv1x1(self.inplanes, planes, 2), nn.BatchNorm2d(planes))
-        block = BasicBlock(self.inplanes, planes, 2, shortcut)
+        self.layer1,self.layer2,self.layer3,self.layer4 = (self._stage(width*m, s) for m,s in ((1, 1), (2, 2), (4, 2), (8, 2)))
+    def _stage(self, planes, stride):
+        shortcut = nn.Sequential(conv1x1(self.inplanes, planes, stride), nn.BatchNorm2d(planes))
+        block = BasicBlock(self.inplanes, planes, stride, shortcut)
         self.inplanes = planes
         return nn.Sequential(block)
 
@@ -82,20 +82,21 @@ def build_backbone(
     net.fc = nn.Identity()
     return net, features
 
-# %% ../nbs/03_agw.ipynb #c46893a8
+# %% ../nbs/03_agw.ipynb #b57fce92
 def _pretrained(name:str, weights:str)->dict[str,Tensor]:
     "The state dict behind `weights`, without the ImageNet head."
     if weights=='imagenet':
         if name=='mini': raise ValueError("backbone 'mini' has no ImageNet weights: leave weights empty, or take resnet18 or resnet50.")
         try: state = torchvision.models.get_model_weights(name).IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
-        except OSError as e: raise ConnectionError(f"ImageNet weights of {name} could not be downloaded ({e}). Give the path of a local file as weights, or leave weights empty to start from random ones.") from None
+        except (OSError, RuntimeError) as e: raise ConnectionError(f"ImageNet weights of {name} could not be downloaded ({e}). Give the path of a local file as weights, or leave weights empty to start from random ones.") from None
     else:
         path = Path(weights).expanduser()
         if not path.is_file(): raise FileNotFoundError(f"weights '{weights}' is neither 'imagenet' nor a file.")
         try: state = load_file(path) if path.suffix=='.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
         except Exception as e: raise ValueError(f'{path} cannot be read as weights of tensors only ({type(e).__name__}).') from None
-        want = BACKBONES[name]().state_dict()
-        wrong = [k for k,v in want.items() if not k.startswith('fc.') and (k not in state or state[k].shape!=v.shape)]
+        if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()): raise ValueError(f'{path} is not a dictionary of tensors, as a saved state_dict is.')
+        want = {k: v for k,v in BACKBONES[name]().state_dict().items() if not k.startswith('fc.') and not k.endswith('num_batches_tracked')}
+        wrong = [k for k,v in want.items() if k not in state or state[k].shape!=v.shape]
         if wrong: raise ValueError(f'{path} does not fit {name}: {len(wrong)} of its tensors are missing or have another shape, the first is {wrong[0]}.')
     return {k: v for k,v in state.items() if not k.startswith('fc.')}
 
@@ -158,16 +159,18 @@ class CenterLoss(nn.Module):
     def forward(self, pooled:Tensor, labels:Tensor)->Tensor: # (B,F), (B,) -> scalar
         return (pooled.float()-self.centers[labels]).pow(2).sum(1).mean()
 
-# %% ../nbs/03_agw.ipynb #d8b87471
+# %% ../nbs/03_agw.ipynb #7f66dbb6
 def wrt_loss(
     pooled:Tensor, # (B,F), not normalised
     labels:Tensor, # (B,)
 )->Tensor:
     "Weighted regularisation triplet loss (Ye et al. 2021, eq. 7-8)."
-    pooled = pooled.float()
-    sq = pooled.pow(2).sum(1)
-    d = (sq[:,None]+sq[None]-2*pooled@pooled.T).clamp(min=1e-12).sqrt()      # (B,B)
     same = labels[:,None]==labels[None]
+    if same.all(): raise ValueError('A batch for the triplet loss needs at least two identities.')
+    with torch.autocast(pooled.device.type, enabled=False):                  # a small difference of large squares: float32
+        pooled = pooled.float()
+        sq = pooled.pow(2).sum(1)
+        d = (sq[:,None]+sq[None]-2*pooled@pooled.T).clamp(min=1e-12).sqrt()  # (B,B)
     far  = (d.masked_fill(~same, -math.inf).softmax(1)*d).sum(1)             # (B,) weighted positives
     near = ((-d).masked_fill(same, -math.inf).softmax(1)*d).sum(1)           # (B,) weighted negatives
     return F.softplus(far-near).mean()

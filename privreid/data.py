@@ -7,7 +7,7 @@ __all__ = ['PARTS', 'Split', 'to_float', 'to_uint8', 'cache_dir', 'atomic', 'Rei
            'split_validation', 'choose_queries', 'save_data', 'read_data', 'read_image', 'read_market', 'market1501',
            'load_data', 'PKSampler', 'draw_augmentation', 'augment']
 
-# %% ../nbs/00_data.ipynb #d81d2066
+# %% ../nbs/00_data.ipynb #ab74e054
 import hashlib, os, re, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from .pedestrians import CAMERA, PERSON, SHOT, DRAWING, draw_fields, render
@@ -164,7 +164,7 @@ def choose_queries(
         if len(ask)<n and all(rest-{cams[q]} for q in ask+[i]): ask.append(i)
     return ask
 
-# %% ../nbs/00_data.ipynb #9324e18d
+# %% ../nbs/00_data.ipynb #3179e9d8
 PARTS = 'train', 'val_query', 'val_gallery', 'query', 'gallery'
 
 @patch
@@ -186,7 +186,7 @@ def read_data(path:Path)->ReidData:
     "Read what `save_data` kept."
     with safe_open(path, 'pt') as f:
         names = f.metadata()
-        return ReidData(names['name'], *(Split(*(f.get_tensor(f'{k}.{x}') for x in ('images', 'pids', 'cams')), names[k].split('\n')) for k in PARTS))
+        return ReidData(names['name'], *(Split(*(f.get_tensor(f'{k}.{x}') for x in ('images', 'pids', 'cams')), names[k].splitlines()) for k in PARTS))
 
 @patch
 def load(self:SyntheticPedestrians)->ReidData:
@@ -196,10 +196,10 @@ def load(self:SyntheticPedestrians)->ReidData:
     if path.exists(): return read_data(path)
     data = self.draw()
     try: save_data(data, path)
-    except OSError as e: warnings.warn(f'The drawn images could not be kept in {path.parent} ({e.strerror}): they will be drawn again. Set PRIVREID_CACHE to a folder that can be written.')
+    except (OSError, SafetensorError) as e: warnings.warn(f'The drawn images could not be kept in {path.parent} ({e}): they will be drawn again. Set PRIVREID_CACHE to a folder that can be written.')
     return data
 
-# %% ../nbs/00_data.ipynb #a464d14d
+# %% ../nbs/00_data.ipynb #9001ef4c
 _MARKET = re.compile(r'(-?\d+)_c(\d+)')
 _IMAGES = {'.jpg', '.jpeg', '.png', '.bmp'}
 
@@ -210,7 +210,7 @@ def read_image(
     "Decode and resize (bilinear, antialiased) one image."
     try:
         with Image.open(path) as im: return np.asarray(im.convert('RGB').resize(size[::-1], Image.BILINEAR))
-    except (OSError, ValueError, Image.DecompressionBombError) as e:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise ValueError(f'{path} cannot be read as an image ({e}). Replace or remove it.') from None
 
 def read_market(
@@ -254,7 +254,7 @@ def load_data(
     if not root: raise ValueError(f'data {name} needs root: the folder that holds bounding_box_train, query and bounding_box_test.')
     return market1501(root, size, seed)
 
-# %% ../nbs/00_data.ipynb #fe15b737
+# %% ../nbs/00_data.ipynb #105ce47e
 class PKSampler:
     "Batches of P identities x K images; the batches depend on `seed` and epoch only, so a resumed run sees what it would have seen."
     def __init__(self,
@@ -274,7 +274,8 @@ class PKSampler:
         stacks = []
         for g in self.groups:
             g = rng.permutation(g)
-            fill = rng.choice(g, -len(g)%self.k, replace=len(g)<self.k)
+            whole = g[:len(g)//self.k*self.k]                   # the last group is filled up with others' images, not its own
+            fill = rng.choice(whole if len(whole) else g, -len(g)%self.k, replace=not len(whole))
             stacks.append(list(np.concatenate([g, fill]).reshape(-1, self.k)))
         batches = []
         while len(left := [s for s in stacks if s])>=self.p:

@@ -7,8 +7,9 @@ __all__ = ['CROSSED', 'FOLDERS', 'ARMS', 'Arm', 'Experiment', 'Claim', 'claims',
            'Log', 'run_experiment', 'save_arm', 'environment', 'picture_grid', 'load_run', 'load_arm', 'load_history',
            'evaluate_run', 'settings_table', 'quality_table', 'snooper_table', 'summary', 'draw_losses', 'write_report']
 
-# %% ../nbs/07_experiments.ipynb #9de052f4
+# %% ../nbs/07_experiments.ipynb #bd6ab957
 import base64, html, io, json, os, platform, time
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import numpy as np
@@ -27,7 +28,7 @@ from .joint import PRESETS, Callback, Config, JointTraining, Progress, ReidTrain
 from .pix2pix import UNetGenerator
 from .upgradation import Epsilons, Upgradation, Validation, draw_decisions
 
-# %% ../nbs/07_experiments.ipynb #7fc571f2
+# %% ../nbs/07_experiments.ipynb #efcc5fa9
 @dataclass
 class Arm:
     "A trained arm. `anonymizer` and `recovery` are None where the arm has no generators."
@@ -52,6 +53,7 @@ class Experiment:
         self.identities = len(self.data.train.pids.unique())
         self.eps = Epsilons(cfg.eps_psnr, cfg.eps_ssim, cfg.eps_r1)
         self.desensitize = desensitizer(cfg.desensitizer).to(self.device)
+        self.backbone = None   # state dict of Upper's backbone, where `cfg.weights` asks for it
 
     @property
     def device(self)->torch.device: return self.accelerator.device
@@ -59,7 +61,7 @@ class Experiment:
     def train(self, name:str, kind:type, callbacks:tuple=(), **options)->Arm:
         "Train one arm and hand it over in eval mode."
         start = time.time()
-        training = kind(self.cfg, self.identities, self.accelerator, **options)
+        training = kind(self.cfg, self.identities, self.accelerator, backbone=self.backbone, **options)
         supervision = Supervision(desensitizer(self.cfg.desensitizer).to(self.device))
         every = [*callbacks, Progress(name), *(c(name) for c in self.callbacks)]
         history = Trainer(training, self.data.train, supervision, every).fit().history
@@ -67,11 +69,13 @@ class Experiment:
         generators = [nets[k] for k in ('G_X', 'G_Y')] if 'G_X' in nets else []
         return Arm(name, nets['reid'], *generators, seconds=time.time()-start, history=history)
 
-# %% ../nbs/07_experiments.ipynb #e41c2bcf
+# %% ../nbs/07_experiments.ipynb #af7006b0
 @patch
 def upper(self:Experiment)->Arm:
     "AGW on raw images."
-    return self.train('Upper', ReidTraining, paired=False)
+    arm = self.train('Upper', ReidTraining, paired=False)
+    if self.cfg.weights=='upper': self.backbone = deepcopy(arm.reid.backbone.state_dict())
+    return arm
 
 @patch
 def base(self:Experiment)->Arm:
@@ -183,7 +187,7 @@ class Log(Callback):
         with open(self.path, 'a', encoding='utf-8') as f: f.writelines(json.dumps({'arm': self.arm}|row)+'\n' for row in new)
     after_fit = after_epoch
 
-# %% ../nbs/07_experiments.ipynb #84c2bef3
+# %% ../nbs/07_experiments.ipynb #8d00753a
 ARMS = tuple(FOLDERS)
 
 def run_experiment(
@@ -195,6 +199,7 @@ def run_experiment(
     folder = Path(folder).expanduser()
     unknown = set(arms)-set(ARMS)
     if unknown: raise ValueError(f"arm '{min(unknown)}' is unknown: choose from {', '.join(ARMS)}.")
+    if cfg.weights=='upper' and 'Upper' not in arms: raise ValueError("weights 'upper' need arm 'Upper', which lends its backbone: add the arm, or choose other weights.")
     if 'w/ U' in arms and 'Base' not in arms: raise ValueError("arm 'w/ U' needs arm 'Base': its first rank-1 to beat comes from there.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise FileExistsError(f'{folder} already holds something: name another folder for this run.')
     exp = Experiment(cfg, [lambda arm: Log(folder/'history.jsonl', arm)])
@@ -205,7 +210,7 @@ def run_experiment(
         write_json(asdict(cfg)|dict(run=meta), folder/'config.json')
     exp.accelerator.wait_for_everyone()
     done = {}
-    for arm,recipe in {'Base': exp.base, 'Upper': exp.upper, 'w/o U': exp.without_upgradation}.items():
+    for arm,recipe in {'Upper': exp.upper, 'Base': exp.base, 'w/o U': exp.without_upgradation}.items():
         if arm in arms: done[arm] = recipe()
     start = exp.start_rank1(done['Base']) if 'Base' in done else None
     if 'w/ U' in arms: done['w/ U'] = exp.with_upgradation(start)

@@ -23,7 +23,7 @@ from .data import PKSampler, ReidData, Split, augment, draw_augmentation, load_d
 from .desensitize import desensitizer
 from .pix2pix import PatchGAN, UNetGenerator, discriminator_loss, gan_loss, unet_depth
 
-# %% ../nbs/04_joint.ipynb #4eecbda2
+# %% ../nbs/04_joint.ipynb #96e76e03
 @dataclass(frozen=True)
 class Config:
     "The set-up of a training; defaults are the paper's (section 4.2) or, where it is silent, its authors'."
@@ -35,7 +35,7 @@ class Config:
     width:int=128               # image width, pixels
     desensitizer:str='blur'     # first supervision: blur, pixelation or noise
     backbone:str='resnet50'     # Re-ID backbone: resnet50, resnet18 or mini
-    weights:str='imagenet'      # backbone weights: imagenet, a local file, or empty for random
+    weights:str='imagenet'      # backbone weights: imagenet, a local file, empty for random, or upper: this run's Upper is trained first and lends its backbone
     ngf:int=64                  # channels of the generators' first level
     ndf:int=64                  # channels of the discriminators' first layer
     epochs:int=120              # passes over the training people
@@ -58,10 +58,10 @@ class Config:
     @property
     def size(self)->tuple[int,int]: return self.height, self.width
 
-# %% ../nbs/04_joint.ipynb #5969fc97
+# %% ../nbs/04_joint.ipynb #60046302
 PRESETS = dict(
-    demo=dict(data='synthetic', height=64, width=32, backbone='mini', weights='', ngf=16, ndf=16, epochs=20, batch=32,
-              lr=1e-3, warmup=2, milestones=(16,), validate_every=2),
+    demo=dict(data='synthetic', height=64, width=32, backbone='mini', weights='upper', ngf=16, ndf=8, epochs=10, batch=32,
+              lr=1e-3, warmup=1, milestones=(8,), validate_every=1, test_people=64),
     colab=dict(data='synthetic', people=400, test_people=100, height=128, width=64, backbone='resnet18', ngf=32, ndf=32, epochs=40,
                warmup=4, milestones=(16, 30), validate_every=4, precision='fp16'),
     paper=dict())
@@ -88,9 +88,6 @@ def check(cfg:Config)->Config:
     if cfg.batch==cfg.per_identity: raise ValueError(f'batch {cfg.batch} with per_identity {cfg.per_identity} holds one identity: the triplet loss needs at least two. Raise batch.')
     if cfg.precision not in ('no', 'bf16', 'fp16'): raise ValueError(f"precision '{cfg.precision}' is unknown: choose no, bf16 or fp16.")
     return cfg
-
-# %% ../nbs/04_joint.ipynb #31f986a8
-torch.set_flush_denormal(True)
 
 # %% ../nbs/04_joint.ipynb #d81ec974
 def lr_factor(epoch:int, cfg:Config)->float: # times the base rate
@@ -119,13 +116,19 @@ class Supervision:
     @property
     def source(self)->str: return 'desensitized' if self.generator is None else 'generator'
 
-# %% ../nbs/04_joint.ipynb #61228bbd
+# %% ../nbs/04_joint.ipynb #409efc46
 class Training:
     "Networks and optimisers, and what they have in common: how a loss becomes a step."
-    def __init__(self, cfg:Config, identities:int, accelerator:Accelerator):
+    def __init__(self,
+        cfg:Config,
+        identities:int,
+        accelerator:Accelerator,
+        backbone:dict=None, # state dict to start AGW's backbone from, instead of `cfg.weights`
+    ):
         self.cfg,self.accelerator = cfg, accelerator
         torch.manual_seed(cfg.seed)                          # the same first weights in every process and every run
-        reid = AGW(identities, cfg.backbone, cfg.weights)
+        reid = AGW(identities, cfg.backbone, '' if backbone or cfg.weights=='upper' else cfg.weights)
+        if backbone: reid.backbone.load_state_dict(backbone)
         self.nets = nn.ModuleDict(self.build()|dict(reid=reid, center=CenterLoss(identities, reid.features))).to(accelerator.device)
         self.optimizers = {k: self.optimizer(k) for k in self.nets}
         self.nets.to(memory_format=torch.channels_last)      # convolutions are faster so, on CPUs and on GPUs
@@ -137,7 +140,7 @@ class Training:
         "Adam (betas 0.5, 0.999 for the pix2pix networks, 0.9, 0.999 for Re-ID); SGD for the centres."
         params,cfg = [p for p in self.nets[name].parameters() if p.requires_grad], self.cfg
         if name=='center': return torch.optim.SGD(params, lr=cfg.center_lr)
-        return torch.optim.Adam(params, lr=cfg.lr, betas=(.9 if name=='reid' else .5, .999), weight_decay=cfg.weight_decay)
+        return torch.optim.Adam(params, lr=cfg.lr, betas=(.9 if name=='reid' else .5, .999), weight_decay=cfg.weight_decay, fused=params[0].device.type in ('cpu', 'cuda'))
 
     def set_lr(self, lr:float):
         "Learning rate of the five networks; the centres keep theirs."
@@ -167,11 +170,11 @@ def average(tensors:list[Tensor], accelerator:Accelerator):
     flat = accelerator.reduce(torch.cat([t.detach().reshape(-1) for t in tensors]), 'mean')
     for t,new in zip(tensors, flat.split([t.numel() for t in tensors])): t.copy_(new.view_as(t))
 
-# %% ../nbs/04_joint.ipynb #5575f554
+# %% ../nbs/04_joint.ipynb #33d53431
 class ReidTraining(Training):
     "Re-ID alone: on raw images (Upper), or on raw and supervision images (Base)."
-    def __init__(self, cfg:Config, identities:int, accelerator:Accelerator, paired:bool=True):
-        super().__init__(cfg, identities, accelerator)
+    def __init__(self, *args, paired:bool=True, **kwargs):
+        super().__init__(*args, **kwargs)
         self.paired = paired
 
     def step(self, x:Tensor, y:Tensor, labels:Tensor)->dict[str,Tensor]:

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
-# %% ../nbs/00a_pedestrians.ipynb #f1fea199
-PERSON = dict(height=(.92, 1.04), build=(.8, 1.25), head=(.9, 1.1), skin=5, hair=5, hair_style=4, hat=4,
-              upper=8, trim=8, pattern=8, repeat=(.85, 1.2), tone=(.85, 1.15), sleeve=3, coat=3,
-              lower=5, lower_kind=4, stripe=3, shoes=4, bag=5, accent=6, gait=(.45, .7))
+# %% ../nbs/00a_pedestrians.ipynb #448db5d2
+PERSON = dict(height=(.93, 1.03), build=(.85, 1.2), head=(.9, 1.1), skin=5, hair=5, hair_style=4, hat=8,
+              upper=3, trim=3, pattern=8, repeat=(.85, 1.2), tone=(.93, 1.07), sleeve=3, coat=4,
+              lower=2, lower_kind=8, stripe=3, shoes=4, bag=8, accent=4, gait=(.45, .7))
 CAMERA = dict(horizon=(.2, .42), wall=(.25, .8), wall_tint=(-.06, .06), texture=5, texture_scale=(.7, 1.4),
-              ground=(.3, .65), ground_tint=(-.05, .05), tiles=3, gain=(.72, 1.15), red=(.88, 1.12), blue=(.88, 1.12),
-              gamma=(.85, 1.2), side_light=(-.7, .7), yaw=(0, 2*math.pi), spread=(.75, 2.), distance=(.84, .97),
-              blur=(0, .006), noise=(.008, .03))
+              ground=(.3, .65), ground_tint=(-.05, .05), tiles=3, gain=(.65, 1.2), red=(.82, 1.2), blue=(.82, 1.2),
+              gamma=(.8, 1.25), side_light=(-.7, .7), yaw=(0, 2*math.pi), spread=(.75, 2.), distance=(.84, .97),
+              blur=(0, .004), noise=(.004, .012))
 SHOT = dict(yaw=(-1, 1), phase=(0, 2*math.pi), stride=(.5, 1), dx=(-1, 1), dy=(-1, 1), zoom=(-1, 1), pan=(0, 2),
             light=(-1, 1), fold=(0, 2*math.pi), grain=2**31, occluder=12, occluder_x=(-1, 1), occluder_grey=(.15, .6))
 
@@ -38,15 +38,15 @@ def stack(rows:list[dict])->dict[str,Tensor]:
     "Rows to columns: field -> tensor `(B,1,1)`, ready to broadcast over pixels."
     return {k: torch.tensor([r[k] for r in rows]).view(-1,1,1) for k in rows[0]}
 
-# %% ../nbs/00a_pedestrians.ipynb #75d5e02a
+# %% ../nbs/00a_pedestrians.ipynb #6e0fc4e2
 DRAWING = 1   # raise this when the pictures change, so that caches of the old ones are not used
 
 def _palette(s): return torch.tensor([[int(h[i:i+2], 16)/255 for i in (0,2,4)] for h in s.split()])
 
 PALETTES = dict(skin=_palette('f0c8a8 dca882 c08a60 8e5c3c 5a3a28'), hair=_palette('1c1814 3a2618 6e4826 b08a4c 8e8a88'),
-                upper=_palette('24262e dcdad4 8c3434 30507c 44684a b09a48 7d7f86 6a4a74'),
-                lower=_palette('1f2026 2f3e5c 5b6270 847558 4a3b32'), shoes=_palette('181818 dedad2 6a4830 84302e'),
-                accent=_palette('c83e36 d8bc42 3a7eb6 3c9a6a e8e8e4 26262a'))
+                upper=_palette('2b2d36 cfccc2 40587a'),
+                lower=_palette('22242b 4c5260'), shoes=_palette('181818 dedad2 6a4830 84302e'),
+                accent=_palette('b84a40 c8ac4a 3c74a4 303034'))
 
 def colour(palette:str, choice:Tensor)->Tensor:
     "Choices `(B,1,1)` to colours `(B,3,1,1)` in [0,1]."
@@ -232,7 +232,7 @@ def shoulder_bag(self:Person):
     c.paint(c.limb(self.at(-.07, 0, .15), self.at(.12*self.who['build'], 0, .5), s*.009, s*.009)[0], self.accent*.6, worn)
     c.paint(c.box(*self.at(.125*self.who['build'], 0, .53), s*.06, s*.05), self.accent, worn)
 
-# %% ../nbs/00a_pedestrians.ipynb #df7e4872
+# %% ../nbs/00a_pedestrians.ipynb #a5825c94
 @patch
 def head(self:Person):
     "Paint neck, hair, face and hat."
@@ -247,9 +247,9 @@ def head(self:Person):
     c.paint(c.ellipse(nose_x, nose_y, h*.038*(.7+.3*fz.abs()), h*.046), self.skin, face)
     for q in (-1, 1):
         c.paint(c.ellipse(nose_x+h*(.015*q*fz+.012*fx), nose_y-h*.006, h*.006, h*.005), self.skin*.25, face)
-    c.paint(c.box(x+h*.04*fx, y-h*.025, h*(.045+.02*fx.abs()), h*.007, .004), self.accent*.8, (who['hat']==2)*face)
+    c.paint(c.box(x+h*.04*fx, y-h*.025, h*(.045+.02*fx.abs()), h*.007, .004), self.accent*.8, (who['hat']==6)*face)
     dome = torch.maximum(c.ellipse(x-h*.004*fx, y-h*.01, h*.051, h*.06), c.y-(y-h*.022))
-    c.paint(dome, self.accent, (who['hat']>=2).float())
+    c.paint(dome, self.accent, (who['hat']>=6).float())
 
 # %% ../nbs/00a_pedestrians.ipynb #a5aa371b
 @patch
@@ -264,18 +264,18 @@ def paint(self:Person):
     self.backpack(behind=False); self.shoulder_bag()
     self.arm(near, 1.); self.head()
 
-# %% ../nbs/00a_pedestrians.ipynb #13528988
+# %% ../nbs/00a_pedestrians.ipynb #4c5991f9
 def paint_street(c:Canvas, cam:dict, shot:dict):
     "Fill the canvas with the camera's wall and ground."
     x,y,ones = c.x+shot['pan'], c.y, torch.ones_like(c.rgb[:,0])
     u,v,sin = x*cam['texture_scale'], y*cam['texture_scale'], torch.sin
     joints = (sin(28*math.pi*v)>.86)|(sin(14*math.pi*u+math.pi*torch.floor(14*v-.21))>.93)
-    leaves = .07*(sin(31*u+5*sin(23*v))*sin(37*v+4*sin(19*u))+sin(71*u+3*sin(61*v)))
-    textures = [0, .08*joints, .22*soft(sin(5.2*math.pi*u)+.1, 4)*soft(sin(8*math.pi*v)+.2, 4), .1*soft(sin(6*math.pi*u), 6), leaves]
+    leaves = .035*(sin(31*u+5*sin(23*v))*sin(37*v+4*sin(19*u))+sin(71*u+3*sin(61*v)))
+    textures = [0, .04*joints, .12*soft(sin(5.2*math.pi*u)+.1, 4)*soft(sin(8*math.pi*v)+.2, 4), .06*soft(sin(6*math.pi*u), 6), leaves]
     wall = cam['wall']*ones-sum(t*(cam['texture']==i) for i,t in enumerate(textures))
     depth = ((y-cam['horizon'])/(1-cam['horizon'])).clamp(0, 1)
     gx,gy = x/(.25+depth), 1/(.12+depth)                                 # ground seen in perspective
-    tiles = [0, .07*(soft(sin(9*gx), 4)-soft(sin(6*gy), 4)).abs(), .16*soft(sin(5*gy+4*gx), 5)]
+    tiles = [0, .035*(soft(sin(9*gx), 4)-soft(sin(6*gy), 4)).abs(), .06*soft(sin(5*gy+4*gx), 5)]
     ground = cam['ground']*(.85+.25*depth)*ones+sum(t*(cam['tiles']==i) for i,t in enumerate(tiles))
     below = soft((y-cam['horizon'])/c.pixel, 1)
     grey,tint = wall+below*(ground-wall), cam['wall_tint']+below*(cam['ground_tint']-cam['wall_tint'])

@@ -1,6 +1,7 @@
 "What the tests share: a cache of their own, one thread, one-line messages, a tiny Market-1501."
-import os, shutil, tempfile
+import atexit, os, shutil, tempfile
 os.environ['PRIVREID_CACHE'] = tempfile.mkdtemp(prefix='privreid-test-')   # before anything is imported: subprocesses inherit it
+atexit.register(shutil.rmtree, os.environ['PRIVREID_CACHE'], ignore_errors=True)
 
 import pytest, torch
 from hypothesis import settings
@@ -10,11 +11,6 @@ from privreid.data import SyntheticPedestrians
 torch.set_num_threads(1)   # two on a busy two-core machine wait for each other at every small operation: 50 times slower
 settings.register_profile('privreid', deadline=None, derandomize=True, database=None, max_examples=30)
 settings.load_profile('privreid')
-
-@pytest.fixture(scope='session', autouse=True)
-def private_cache():
-    yield os.environ['PRIVREID_CACHE']
-    shutil.rmtree(os.environ['PRIVREID_CACHE'], ignore_errors=True)
 
 @pytest.fixture
 def one_line():

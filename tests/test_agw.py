@@ -197,7 +197,7 @@ def test_resnet50_parameters_part_by_part(inter):
     assert count(agw)==23_508_032+sum(extra.values())+1+2*2048+751*2048
     assert not agw.neck.bias.requires_grad and agw.classifier.bias is None
 
-@pytest.mark.parametrize('backbone, size, features', [('resnet50', (256,128), (2048,16,8)), ('resnet18', (256,128), (512,16,8)), ('mini', (64,32), (256,8,4))])
+@pytest.mark.parametrize('backbone, size, features', [('resnet50', (256,128), (2048,16,8)), ('resnet18', (256,128), (512,16,8)), ('mini', (64,32), (8*Mini().conv1.out_channels,8,4))])
 def test_feature_map(backbone, size, features):
     seen = []
     with torch.device('meta'):
