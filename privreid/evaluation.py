@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['mse', 'psnr', 'pooled_psnr', 'window_matrix', 'ssim', 'Retrieval', 'evaluate_ranking', 'apply', 'four_settings',
-           'restart', 'Quality', 'image_quality', 'Validate', 'KeepPrivate']
+           'restart', 'Quality', 'image_quality', 'Validate']
 
-# %% ../nbs/06_evaluation.ipynb #e2ff242a
-import warnings
+# %% ../nbs/06_evaluation.ipynb #52849e7b
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 import torch
@@ -15,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from .data import ReidData, Split, to_float
 from .joint import Callback
-from .upgradation import Epsilons, Validation, is_private
+from .upgradation import Validation
 
 # %% ../nbs/06_evaluation.ipynb #3f91b90c
 def mse(a:Tensor, b:Tensor)->Tensor: # (B,3,H,W) in [-1,1] -> (B,), on the [0,1] scale
@@ -159,15 +158,3 @@ class Validate(Callback):
         trainer.validation = told[0]
         trainer.history.append(dict(kind='validation')|asdict(trainer.validation))
         trainer.emit('after_validate')
-
-# %% ../nbs/06_evaluation.ipynb #d8d19dc9
-class KeepPrivate(Callback):
-    "At the end, go back to the last validated weights that met the privacy constraint."
-    def __init__(self, eps:Epsilons=Epsilons()): self.eps,self.epoch,self.weights = eps, None, None
-    def after_validate(self, trainer):
-        if is_private(trainer.validation, self.eps):
-            self.epoch,self.weights = trainer.epoch, {k: v.detach().cpu().clone() for k,v in trainer.nets.state_dict().items()}
-    def after_fit(self, trainer):
-        if self.weights is None: warnings.warn('No validation met the privacy constraint: the last weights are kept, and their images are closer to the raw ones than the constraint allows.')
-        else: trainer.nets.load_state_dict(self.weights)
-        trainer.history.append(dict(kind='kept', epoch=self.epoch or trainer.epoch, private=self.weights is not None))

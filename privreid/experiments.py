@@ -7,7 +7,7 @@ __all__ = ['CROSSED', 'FOLDERS', 'ARMS', 'Arm', 'Experiment', 'Claim', 'claims',
            'Log', 'run_experiment', 'save_arm', 'environment', 'picture_grid', 'load_run', 'load_arm', 'load_history',
            'evaluate_run', 'settings_table', 'quality_table', 'snooper_table', 'summary', 'draw_losses', 'write_report']
 
-# %% ../nbs/07_experiments.ipynb #bd6ab957
+# %% ../nbs/07_experiments.ipynb #1ecf329f
 import base64, html, io, json, os, platform, time
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -23,7 +23,7 @@ import privreid
 from .agw import AGW
 from .data import ReidData, atomic, load_data, show_pictures, to_float
 from .desensitize import desensitizer
-from .evaluation import KeepPrivate, Quality, Retrieval, Validate, apply, four_settings, image_quality, restart
+from .evaluation import Validate, four_settings, image_quality, restart
 from .joint import PRESETS, Callback, Config, JointTraining, Progress, ReidTraining, Supervision, Trainer, check, preset
 from .pix2pix import UNetGenerator
 from .upgradation import Epsilons, Upgradation, Validation, draw_decisions
@@ -69,7 +69,7 @@ class Experiment:
         generators = [nets[k] for k in ('G_X', 'G_Y')] if 'G_X' in nets else []
         return Arm(name, nets['reid'], *generators, seconds=time.time()-start, history=history)
 
-# %% ../nbs/07_experiments.ipynb #af7006b0
+# %% ../nbs/07_experiments.ipynb #178050bc
 @patch
 def upper(self:Experiment)->Arm:
     "AGW on raw images."
@@ -85,14 +85,14 @@ def base(self:Experiment)->Arm:
 @patch
 def without_upgradation(self:Experiment)->Arm:
     "Joint training, supervised by desensitized images throughout."
-    return self.train('w/o U', JointTraining, (Validate(self.data), KeepPrivate(self.eps)))
+    return self.train('w/o U', JointTraining, (Validate(self.data),))
 
 @patch
 def with_upgradation(self:Experiment,
     base_r1:float, # from `start_rank1`
 )->Arm:
     "Joint training with supervision upgradation."
-    return self.train('w/ U', JointTraining, (Validate(self.data), Upgradation(base_r1, self.eps), KeepPrivate(self.eps)))
+    return self.train('w/ U', JointTraining, (Validate(self.data), Upgradation(base_r1, self.eps)))
 
 @patch
 def start_rank1(self:Experiment, base:Arm)->float: # 0..1

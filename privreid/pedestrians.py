@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
-# %% ../nbs/00a_pedestrians.ipynb #448db5d2
+# %% ../nbs/00a_pedestrians.ipynb #be009510
 PERSON = dict(height=(.93, 1.03), build=(.85, 1.2), head=(.9, 1.1), skin=5, hair=5, hair_style=4, hat=8,
               upper=3, trim=3, pattern=8, repeat=(.85, 1.2), tone=(.93, 1.07), sleeve=3, coat=4,
               lower=2, lower_kind=8, stripe=3, shoes=4, bag=8, accent=4, gait=(.45, .7))
 CAMERA = dict(horizon=(.2, .42), wall=(.25, .8), wall_tint=(-.06, .06), texture=5, texture_scale=(.7, 1.4),
               ground=(.3, .65), ground_tint=(-.05, .05), tiles=3, gain=(.65, 1.2), red=(.82, 1.2), blue=(.82, 1.2),
               gamma=(.8, 1.25), side_light=(-.7, .7), yaw=(0, 2*math.pi), spread=(.75, 2.), distance=(.84, .97),
-              blur=(0, .004), noise=(.004, .012))
+              blur=(0, .004), noise=(.03, .06))
 SHOT = dict(yaw=(-1, 1), phase=(0, 2*math.pi), stride=(.5, 1), dx=(-1, 1), dy=(-1, 1), zoom=(-1, 1), pan=(0, 2),
             light=(-1, 1), fold=(0, 2*math.pi), grain=2**31, occluder=12, occluder_x=(-1, 1), occluder_grey=(.15, .6))
 
@@ -264,18 +264,18 @@ def paint(self:Person):
     self.backpack(behind=False); self.shoulder_bag()
     self.arm(near, 1.); self.head()
 
-# %% ../nbs/00a_pedestrians.ipynb #4c5991f9
+# %% ../nbs/00a_pedestrians.ipynb #13528988
 def paint_street(c:Canvas, cam:dict, shot:dict):
     "Fill the canvas with the camera's wall and ground."
     x,y,ones = c.x+shot['pan'], c.y, torch.ones_like(c.rgb[:,0])
     u,v,sin = x*cam['texture_scale'], y*cam['texture_scale'], torch.sin
     joints = (sin(28*math.pi*v)>.86)|(sin(14*math.pi*u+math.pi*torch.floor(14*v-.21))>.93)
-    leaves = .035*(sin(31*u+5*sin(23*v))*sin(37*v+4*sin(19*u))+sin(71*u+3*sin(61*v)))
-    textures = [0, .04*joints, .12*soft(sin(5.2*math.pi*u)+.1, 4)*soft(sin(8*math.pi*v)+.2, 4), .06*soft(sin(6*math.pi*u), 6), leaves]
+    leaves = .07*(sin(31*u+5*sin(23*v))*sin(37*v+4*sin(19*u))+sin(71*u+3*sin(61*v)))
+    textures = [0, .08*joints, .22*soft(sin(5.2*math.pi*u)+.1, 4)*soft(sin(8*math.pi*v)+.2, 4), .1*soft(sin(6*math.pi*u), 6), leaves]
     wall = cam['wall']*ones-sum(t*(cam['texture']==i) for i,t in enumerate(textures))
     depth = ((y-cam['horizon'])/(1-cam['horizon'])).clamp(0, 1)
     gx,gy = x/(.25+depth), 1/(.12+depth)                                 # ground seen in perspective
-    tiles = [0, .035*(soft(sin(9*gx), 4)-soft(sin(6*gy), 4)).abs(), .06*soft(sin(5*gy+4*gx), 5)]
+    tiles = [0, .07*(soft(sin(9*gx), 4)-soft(sin(6*gy), 4)).abs(), .16*soft(sin(5*gy+4*gx), 5)]
     ground = cam['ground']*(.85+.25*depth)*ones+sum(t*(cam['tiles']==i) for i,t in enumerate(tiles))
     below = soft((y-cam['horizon'])/c.pixel, 1)
     grey,tint = wall+below*(ground-wall), cam['wall_tint']+below*(cam['ground_tint']-cam['wall_tint'])

@@ -28,7 +28,7 @@ def test_run_folder_is_complete(demo):
     config,results = json.loads((run/'config.json').read_text()), json.loads((run/'results.json').read_text())
     assert config['people']==12 and set(results['arms'])=={'Base', 'Upper', 'w/o U', 'w/ U'}
     history = [json.loads(line) for line in (run/'history.jsonl').read_text().splitlines()]
-    assert {h['kind'] for h in history if h['arm']=='w/ U'}=={'epoch', 'validation', 'decision', 'kept'}
+    assert {h['kind'] for h in history if h['arm']=='w/ U'}=={'epoch', 'validation', 'decision'}
     assert {h['kind'] for h in history if h['arm']=='Base'}=={'epoch'}
     for arm,files in {'base': 1, 'upper': 1, 'without-u': 3, 'with-u': 3}.items():
         weights = list((run/arm).glob('*.safetensors'))
