@@ -82,7 +82,7 @@ def build_backbone(
     net.fc = nn.Identity()
     return net, features
 
-# %% ../nbs/03_agw.ipynb #b57fce92
+# %% ../nbs/03_agw.ipynb #a44e099e
 def _pretrained(name:str, weights:str)->dict[str,Tensor]:
     "The state dict behind `weights`, without the ImageNet head."
     if weights=='imagenet':
@@ -94,9 +94,9 @@ def _pretrained(name:str, weights:str)->dict[str,Tensor]:
         if not path.is_file(): raise FileNotFoundError(f"weights '{weights}' is neither 'imagenet' nor a file.")
         try: state = load_file(path) if path.suffix=='.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
         except Exception as e: raise ValueError(f'{path} cannot be read as weights of tensors only ({type(e).__name__}).') from None
-        if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()): raise ValueError(f'{path} is not a dictionary of tensors, as a saved state_dict is.')
+        if not isinstance(state, dict): raise ValueError(f'{path} does not fit {name}: it is not a dictionary of tensors, as a saved state_dict is.')
         want = {k: v for k,v in BACKBONES[name]().state_dict().items() if not k.startswith('fc.') and not k.endswith('num_batches_tracked')}
-        wrong = [k for k,v in want.items() if k not in state or state[k].shape!=v.shape]
+        wrong = [k for k,v in want.items() if not isinstance(state.get(k), Tensor) or state[k].shape!=v.shape]
         if wrong: raise ValueError(f'{path} does not fit {name}: {len(wrong)} of its tensors are missing or have another shape, the first is {wrong[0]}.')
     return {k: v for k,v in state.items() if not k.startswith('fc.')}
 
