@@ -7,7 +7,7 @@ __all__ = ['CROSSED', 'FOLDERS', 'ARMS', 'Arm', 'Experiment', 'Claim', 'claims',
            'Log', 'run_experiment', 'save_arm', 'environment', 'picture_grid', 'load_run', 'load_arm', 'load_history',
            'evaluate_run', 'settings_table', 'quality_table', 'snooper_table', 'summary', 'draw_losses', 'write_report']
 
-# %% ../nbs/07_experiments.ipynb #1ecf329f
+# %% ../nbs/07_experiments.ipynb #40895c78
 import base64, html, io, json, os, platform, time
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -21,7 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 import privreid
 from .agw import AGW
-from .data import ReidData, atomic, load_data, show_pictures, to_float
+from .data import ReidData, show_pictures, to_float
+from .datasets import load_data
+from .files import atomic
 from .desensitize import desensitizer
 from .evaluation import Validate, four_settings, image_quality, restart
 from .joint import PRESETS, Callback, Config, JointTraining, Progress, ReidTraining, Supervision, Trainer, check, preset

@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'Config', 'preset', 'check', 'lr_factor', 'Supervision', 'Training', 'average', 'ReidTraining',
            'JointTraining', 'frozen', 'Callback', 'seed_of', 'Trainer', 'Progress']
 
-# %% ../nbs/04_joint.ipynb #cdc4713a
+# %% ../nbs/04_joint.ipynb #d8637a01
 import time
 from contextlib import contextmanager
 from copy import deepcopy
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .agw import AGW, CenterLoss, agw_loss, undo_weight
-from .data import PKSampler, ReidData, Split, augment, draw_augmentation, load_data, to_float
+from .data import PKSampler, Split, augment, draw_augmentation, to_float
 from .desensitize import desensitizer
 from .pix2pix import PatchGAN, UNetGenerator, discriminator_loss, gan_loss, unet_depth
 

@@ -5,8 +5,9 @@ import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 import privreid.data as D
-from privreid.data import (PARTS, PKSampler, Split, SyntheticPedestrians, atomic, augment, choose_queries, draw_augmentation,
-                           load_data, market1501, read_data, read_image, save_data, split_validation)
+from privreid.data import PARTS, PKSampler, Split, SyntheticPedestrians, augment, choose_queries, draw_augmentation, read_data, save_data, split_validation
+from privreid.datasets import load_data, market1501
+from privreid.files import atomic, read_image
 
 SMALL = dict(train_ids=5, test_ids=2, distractors=3, cameras=2, per_camera=3, size=(64,32))
 
