@@ -6,18 +6,18 @@
 __all__ = ['PARTS', 'Split', 'to_float', 'to_uint8', 'ReidData', 'SyntheticPedestrians', 'show_pictures', 'split_validation',
            'choose_queries', 'save_data', 'read_data', 'PKSampler', 'draw_augmentation', 'augment']
 
-# %% ../nbs/00_data.ipynb #ba5885bc
-import hashlib, warnings
+# %% ../nbs/00_data.ipynb #04914337
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from .files import atomic, cache_dir
+from .files import atomic, fingerprint, keep
 from .pedestrians import CAMERA, PERSON, SHOT, DRAWING, draw_fields, render
 
 # %% ../nbs/00_data.ipynb #2eda0364
@@ -143,7 +143,7 @@ def choose_queries(
         if len(ask)<n and all(rest-{cams[q]} for q in ask+[i]): ask.append(i)
     return ask
 
-# %% ../nbs/00_data.ipynb #3179e9d8
+# %% ../nbs/00_data.ipynb #9a655a87
 PARTS = 'train', 'val_query', 'val_gallery', 'query', 'gallery'
 
 @patch
@@ -170,13 +170,8 @@ def read_data(path:Path)->ReidData:
 @patch
 def load(self:SyntheticPedestrians)->ReidData:
     "Read the data set from the cache, or draw it and keep it there."
-    recipe = repr((self, PERSON, CAMERA, SHOT, DRAWING))
-    path = cache_dir()/f'synthetic-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.safetensors'
-    if path.exists(): return read_data(path)
-    data = self.draw()
-    try: save_data(data, path)
-    except (OSError, SafetensorError) as e: warnings.warn(f'The drawn images could not be kept in {path.parent} ({e}): they will be drawn again. Set PRIVREID_CACHE to a folder that can be written.')
-    return data
+    path = keep(f'synthetic-{fingerprint(self, PERSON, CAMERA, SHOT, DRAWING)}.safetensors', lambda tmp: save_data(self.draw(), tmp))
+    return read_data(path) if path else self.draw()
 
 # %% ../nbs/00_data.ipynb #105ce47e
 class PKSampler:
