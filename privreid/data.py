@@ -20,7 +20,7 @@ from torch import Tensor
 from .files import atomic, fingerprint, keep
 from .pedestrians import CAMERA, PERSON, SHOT, DRAWING, draw_fields, render
 
-# %% ../nbs/00_data.ipynb #2eda0364
+# %% ../nbs/00_data.ipynb #037bb3b4
 @dataclass
 class Split:
     "Images with identity and camera. `pid` -1 is junk, 0 a distractor (a person nobody asks for), other numbers are people."
@@ -39,15 +39,15 @@ class Split:
         "The images at `index` (integers or a mask)."
         index = torch.as_tensor(index)
         if index.dtype==torch.bool: index = index.nonzero()[:,0]
-        return Split(self.images[index], self.pids[index], self.cams[index], [self.names[i] for i in index.tolist()])
+        return Split(self.images.index_select(0, index), self.pids[index], self.cams[index], [self.names[i] for i in index.tolist()])
     def labels(self)->Tensor:
         "Identities renumbered 0..C-1, as a classifier wants them, `(N,)`."
         return self.pids.unique(return_inverse=True)[1]
 
-# %% ../nbs/00_data.ipynb #fcb9b711
+# %% ../nbs/00_data.ipynb #cf63eea5
 def to_float(images:Tensor)->Tensor:
     "uint8 [0,255] to float32 [-1,1], any shape."
-    return images.float()/127.5-1
+    return (images/127.5).sub_(1)
 
 def to_uint8(x:Tensor)->Tensor:
     "[-1,1] to uint8, clipped and rounded: nothing wraps around."
@@ -202,7 +202,7 @@ class PKSampler:
             batches.append(torch.from_numpy(np.concatenate([left[i].pop() for i in chosen])))
         return batches
 
-# %% ../nbs/00_data.ipynb #5deb04aa
+# %% ../nbs/00_data.ipynb #6e06a334
 def draw_augmentation(
     n:int, height:int, width:int,
     generator:torch.Generator=None, # on the CPU: the same dice for every device
@@ -227,16 +227,15 @@ def augment(
     *images:Tensor,        # (B,3,H,W) in [-1,1]
 )->list[Tensor]:
     "Flip, shift (black comes in) and erase (to ImageNet's mean) each batch with the same dice."
-    device,(h,w) = images[0].device, images[0].shape[-2:]
-    flip,shift,box = (dice[k].to(device) for k in ('flip', 'shift', 'box'))
-    rows,cols = torch.arange(h, device=device)[None], torch.arange(w, device=device)[None]
-    inside = ((rows>=box[:,:1])&(rows<box[:,2:3]))[:,:,None] & ((cols>=box[:,1:2])&(cols<box[:,3:]))[:,None]  # (B,H,W)
-    y,x = rows+shift[:,:1], cols+shift[:,1:]                                            # where a pixel comes from
-    black = ((y<0)|(y>=h))[:,:,None]|((x<0)|(x>=w))[:,None]
-    x = torch.where(flip[:,None], w-1-x, x)
-    y,x = y.clamp(0, h-1)[:,None,:,None], x.clamp(0, w-1)[:,None,None]
-    grey = (torch.tensor([.485, .456, .406], device=device)*2-1)[:,None,None]
-    def one(im):
-        im = im.gather(2, y.expand(-1, 3, -1, w)).gather(3, x.expand(-1, 3, h, -1))
-        return torch.where(inside[:,None], grey.to(im.dtype), im.masked_fill(black[:,None], -1))
-    return [one(im) for im in images]
+    def part(shift, n): return slice(max(0, shift), max(0, n+min(0, shift)))      # what stays inside n pixels
+    h,w = images[0].shape[-2:]
+    throws,mean = list(zip(*(dice[k].tolist() for k in ('flip', 'shift', 'box')))), torch.tensor([.485, .456, .406])*2-1
+    outs = [torch.empty_like(im) for im in images]
+    for im,out in zip(images, outs):
+        grey = mean[:,None,None].to(im)
+        for i,(flip,(dy,dx),(top,left,bottom,right)) in enumerate(throws):
+            source = im[i].flip(-1) if flip else im[i]
+            out[i] = -1
+            out[i,:,part(-dy,h),part(-dx,w)] = source[:,part(dy,h),part(dx,w)]
+            out[i,:,top:bottom,left:right] = grey
+    return outs
