@@ -114,7 +114,7 @@ def show_pictures(
     plt.close(fig)
     return fig
 
-# %% ../nbs/00_data.ipynb #6c832c56
+# %% ../nbs/00_data.ipynb #666c9ea1
 def split_validation(
     train:Split,
     seed:int=0,
@@ -129,6 +129,7 @@ def split_validation(
         mine = rng.permutation((train.pids==pid).nonzero()[:,0].numpy())
         ask = choose_queries(train.cams[mine].tolist(), round(len(mine)/5))
         query += mine[ask].tolist(); gallery += np.delete(mine, ask).tolist()
+    if not query: warnings.warn(f'The validation has no query, because none of its {len(chosen)} identities was seen by two cameras often enough: give more images or cameras, or nothing can be decided while training.')
     rest = ~torch.isin(train.pids, torch.tensor(chosen))
     return train[rest], train[torch.tensor(sorted(query), dtype=torch.long)], train[torch.tensor(sorted(gallery), dtype=torch.long)]
 
@@ -173,7 +174,7 @@ def load(self:SyntheticPedestrians)->ReidData:
     path = keep(f'synthetic-{fingerprint(self, PERSON, CAMERA, SHOT, DRAWING)}.safetensors', lambda tmp: save_data(self.draw(), tmp))
     return read_data(path) if path else self.draw()
 
-# %% ../nbs/00_data.ipynb #105ce47e
+# %% ../nbs/00_data.ipynb #b2b2b1ae
 class PKSampler:
     "Batches of P identities x K images; the batches depend on `seed` and epoch only, so a resumed run sees what it would have seen."
     def __init__(self,
@@ -182,6 +183,7 @@ class PKSampler:
         k:int=4,     # images of each
         seed:int=0,
     ):
+        if not len(pids): raise ValueError('There are no images to make batches of: the training split is empty.')
         self.groups = [(pids==i).nonzero()[:,0].numpy() for i in pids.unique()]
         self.p,self.k,self.seed = min(p, len(self.groups)), k, seed
         alone = [int(pids[g[0]]) for g in self.groups if len(g)==1]
