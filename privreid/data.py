@@ -114,7 +114,7 @@ def show_pictures(
     plt.close(fig)
     return fig
 
-# %% ../nbs/00_data.ipynb #666c9ea1
+# %% ../nbs/00_data.ipynb #a1799f54
 def split_validation(
     train:Split,
     seed:int=0,
@@ -129,7 +129,7 @@ def split_validation(
         mine = rng.permutation((train.pids==pid).nonzero()[:,0].numpy())
         ask = choose_queries(train.cams[mine].tolist(), round(len(mine)/5))
         query += mine[ask].tolist(); gallery += np.delete(mine, ask).tolist()
-    if not query: warnings.warn(f'The validation has no query, because none of its {len(chosen)} identities was seen by two cameras often enough: give more images or cameras, or nothing can be decided while training.')
+    if not query: warnings.warn(f'The validation has no query, because no identity in it ({len(chosen)} of {len(people)}) has enough images under two cameras: add some, or nothing can be decided while training.')
     rest = ~torch.isin(train.pids, torch.tensor(chosen))
     return train[rest], train[torch.tensor(sorted(query), dtype=torch.long)], train[torch.tensor(sorted(gallery), dtype=torch.long)]
 

@@ -158,7 +158,7 @@ def test_a_validation_without_queries_is_told(one_line):
     for people in ({p: [1]*10 for p in range(1, 11)}, {p: [1,2] for p in range(1, 11)}):     # one camera; two images, of which a fifth is none
         with pytest.warns(UserWarning) as w: _,query,gallery = split_validation(fake_split(people))
         assert len(w)==1 and len(query)==0 and len(gallery)==2*len(people[1])
-        one_line(w[0].message, 'no query', '2 identities')
+        one_line(w[0].message, 'no query', '2 of 10')
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert len(split_validation(fake_split({p: [1,1,2,2,2] for p in range(1, 11)}))[1])
