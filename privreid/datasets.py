@@ -5,16 +5,14 @@
 # %% auto #0
 __all__ = ['read_market', 'market1501', 'load_data']
 
-# %% ../nbs/00c_datasets.ipynb #191f6667
+# %% ../nbs/00c_datasets.ipynb #8e1e5cfc
 import re, warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-import numpy as np
 import torch
 from .data import ReidData, Split, SyntheticPedestrians, split_validation
-from .files import read_image
+from .files import decode
 
-# %% ../nbs/00c_datasets.ipynb #681d32bc
+# %% ../nbs/00c_datasets.ipynb #700a909c
 _MARKET = re.compile(r'(-?\d+)_c(\d+)')
 _IMAGES = {'.jpg', '.jpeg', '.png', '.bmp'}
 
@@ -30,8 +28,7 @@ def read_market(
     if len(rows)<len(files): warnings.warn(f'{folder}: {len(files)-len(rows)} images are left out, their names are not like 0002_c1s1_000451_03.jpg.')
     rows = [r for r in rows if r[1]>(-1 if distractors else 0)]
     if not rows: raise ValueError(f'{folder} holds no image with a Market-1501 name (like 0002_c1s1_000451_03.jpg).')
-    with ThreadPoolExecutor() as pool: images = np.stack(list(pool.map(lambda r: read_image(r[0], size), rows)))
-    return Split(torch.from_numpy(images).permute(0,3,1,2).contiguous(), torch.tensor([r[1] for r in rows]),
+    return Split(decode([r[0] for r in rows], size), torch.tensor([r[1] for r in rows]),
                  torch.tensor([r[2] for r in rows]), [r[0].name for r in rows])
 
 def market1501(
