@@ -226,7 +226,7 @@ def save_arm(arm:Arm, folder:Path):
     if arm.anonymizer: save_weights(arm.anonymizer, to/'anonymizer.safetensors'); save_weights(arm.recovery, to/'recovery.safetensors', secret=True)
     write_json(dict(seconds=arm.seconds, history=arm.history), to/'arm.json')
 
-# %% ../nbs/07_experiments.ipynb #94f9ce95
+# %% ../nbs/07_experiments.ipynb #67e7f5b8
 ARMS = tuple(FOLDERS)
 
 def run_experiment(
@@ -241,7 +241,7 @@ def run_experiment(
     if unknown: raise ValueError(f"arm '{min(unknown)}' is unknown: choose from {', '.join(ARMS)}.")
     if cfg.weights=='upper' and 'Upper' not in arms: raise ValueError("weights 'upper' need arm 'Upper', which lends its backbone: add the arm, or choose other weights.")
     if 'w/ U' in arms and 'Base' not in arms: raise ValueError("arm 'w/ U' needs arm 'Base': its first rank-1 to beat comes from there.")
-    if resume: refuse_changes(folder, asdict(cfg)|dict(arms=arms))
+    if resume: refuse_changes(folder, asdict(cfg)|dict(arms=list(arms)))
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise FileExistsError(f'{folder} already holds something: name another folder for this run, or resume the run in it.')
     exp = Run(cfg, folder)
     main = exp.accelerator.is_main_process

@@ -128,7 +128,7 @@ def test_killed_and_resumed_through_the_command(tmp_path, whole):
     assert_ends_like(run, whole)
 
 @pytest.fixture(scope='module')
-def killed(tmp_path_factory):
+def killed(tmp_path_factory, whole):   # `whole` has drawn the data: only the run's own files are counted
     "A run that was killed when Upper's second checkpoint stood."
     run = tmp_path_factory.mktemp('killed')/'run'
     assert finish([*WORDS, '--out', run], run.parent/'log', die_writing, 'just after', 5)==-signal.SIGKILL
@@ -214,7 +214,7 @@ class Poison(Callback):
     def after_batch(self, trainer, losses):
         if trainer.epoch<2: return
         self.seen += 1
-        if self.seen==self.batch: next(trainer.nets['G_Y'].parameters()).data.view(-1)[0] = float('nan')
+        if self.seen==self.batch: next(trainer.nets['G_Y'].parameters()).data[0,0,0,0] = float('nan')
 
 def test_loss_that_is_not_finite_is_named(street, tmp_path, one_line):
     n = len(make(street).sampler.epoch(2))
