@@ -25,7 +25,7 @@ def add_config_options(parser:argparse.ArgumentParser):
         default = f"'{f.default}'" if isinstance(f.default, str) else f.default
         group.add_argument(f"--{f.name.replace('_', '-')}", type=kind, default=None, metavar=f.name.upper(), help=f'{helps[f.name]} (paper: {default})'.replace('%', '%%'))
 
-# %% ../nbs/11_cli.ipynb #4705e758
+# %% ../nbs/11_cli.ipynb #7bd5e922
 def _parser(full:bool=True)->argparse.ArgumentParser:
     "The parser; `full` adds the options that need PyTorch to be imported."
     p = argparse.ArgumentParser('privreid', description='Learnable privacy-preserving anonymization of pedestrian images.')
@@ -35,8 +35,10 @@ def _parser(full:bool=True)->argparse.ArgumentParser:
     demo  = commands.add_parser('demo', help='the whole method on synthetic people, a few minutes on a CPU')
     train = commands.add_parser('train', help='train, test and report the four arms')
     for c,start in ((demo, 'demo'), (train, 'paper')):
-        c.add_argument('--preset', default=start, help='demo, colab or paper (default: %(default)s)')
-        c.add_argument('--out', type=Path, default=None, help='run folder, new or empty (default: runs/DATE-TIME)')
+        c.add_argument('--preset', default=None, help=f'demo, colab or paper (default: {start})')
+        where = c.add_mutually_exclusive_group()
+        where.add_argument('--out', type=Path, default=None, help='run folder, new or empty (default: runs/DATE-TIME)')
+        where.add_argument('--resume', type=Path, default=None, metavar='RUN', help='go on with the interrupted run in this folder, with its own set-up')
         c.add_argument('--arms', nargs='+', default=None, metavar='ARM', help="some of: Base, Upper, 'w/o U', 'w/ U' (default: all)")
         if full: add_config_options(c)
     evaluate = commands.add_parser('evaluate', help='measure a run again from its weights')
@@ -45,16 +47,19 @@ def _parser(full:bool=True)->argparse.ArgumentParser:
     report.add_argument('runs', type=Path, nargs='+', metavar='RUN', help='run folder')
     return p
 
-# %% ../nbs/11_cli.ipynb #94e0b03d
+# %% ../nbs/11_cli.ipynb #8cbdfcc0
 def _train(args)->None:
-    from dataclasses import fields
-    from privreid.experiments import ARMS, load_history, run_experiment, summary
+    from dataclasses import fields, replace
+    from privreid.experiments import ARMS, load_history, load_run, run_experiment, summary
     from privreid.joint import Config, preset
     from privreid.upgradation import Epsilons
     changes = {f.name: v for f in fields(Config) if (v := getattr(args, f.name)) is not None}
-    cfg,start = preset(args.preset, **changes), time.time()
-    out = args.out or Path('runs')/time.strftime('%Y%m%d-%H%M%S')
-    results = run_experiment(cfg, out, tuple(args.arms or ARMS))
+    start,own = time.time(), load_run(args.resume) if args.resume else None
+    if own and not args.preset: cfg = replace(own[0], **changes)
+    else: cfg = preset(args.preset or dict(demo='demo', train='paper')[args.command], **changes)
+    arms = args.arms or (own[1]['arms'] if own else ARMS)
+    args.out = out = args.resume or args.out or Path('runs')/time.strftime('%Y%m%d-%H%M%S')
+    results = run_experiment(cfg, out, tuple(arms), resume=bool(args.resume))
     if not results: return   # not the main process
     print(summary(results, load_history(out), Epsilons(cfg.eps_psnr, cfg.eps_ssim, cfg.eps_r1)))
     print(f'\n{time.time()-start:.0f} s in all\nReport: {(out/"report.html").resolve()}')
@@ -69,21 +74,27 @@ def _report(args)->None:
     from privreid.experiments import write_report
     for run in args.runs: print(write_report(run).resolve())
 
-# %% ../nbs/11_cli.ipynb #fd9b7c90
+# %% ../nbs/11_cli.ipynb #02470f5a
 def main(argv:list[str]=None)->int: # exit code: 0 fine, 2 a mistake in what was asked for
     "The `privreid` command."
     argv = sys.argv[1:] if argv is None else argv
     args = _parser(full=any(c in argv for c in ('demo', 'train'))).parse_args(argv)
     warnings.showwarning = lambda message, category, *_: print(f'privreid: {message}', file=sys.stderr) if category is UserWarning else None
     try: dict(demo=_train, train=_train, evaluate=_evaluate, report=_report)[args.command](args)
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, FloatingPointError) as e:
         if args.traceback: raise
-        print(f'privreid: {e}', file=sys.stderr)
+        _say(f'privreid: {e}')
         return 2
     except KeyboardInterrupt:
-        print('privreid: stopped.', file=sys.stderr)
+        run = getattr(args, 'out', None)
+        _say('privreid: stopped.'+(f' Go on with: privreid train --resume {run}' if run else ''))
         return 130
     return 0
+
+def _say(line:str):
+    "A line of its own on stderr, below any progress bar."
+    from tqdm import tqdm
+    tqdm.write(line, file=sys.stderr)
 
 # %% ../nbs/11_cli.ipynb #a9c0f43e
 #| eval: false

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'Config', 'preset', 'check', 'lr_factor', 'Supervision', 'Training', 'average', 'ReidTraining',
-           'JointTraining', 'frozen', 'Callback', 'seed_of', 'Trainer', 'Progress']
+           'JointTraining', 'frozen', 'Callback', 'seed_of', 'Trainer', 'check_finite', 'Progress']
 
 # %% ../nbs/04_joint.ipynb #d8637a01
 import time
@@ -23,7 +23,7 @@ from .data import PKSampler, Split, augment, draw_augmentation, to_float
 from .desensitize import desensitizer
 from .pix2pix import PatchGAN, UNetGenerator, discriminator_loss, gan_loss, unet_depth
 
-# %% ../nbs/04_joint.ipynb #96e76e03
+# %% ../nbs/04_joint.ipynb #eff81d1b
 @dataclass(frozen=True)
 class Config:
     "The set-up of a training; defaults are the paper's (section 4.2) or, where it is silent, its authors'."
@@ -52,6 +52,7 @@ class Config:
     eps_ssim:float=.05          # upgradation: SSIM allowed above desensitized
     eps_r1:float=.05            # upgradation: rank-1 below Base at which the best starts, 0..1
     validate_every:int=5        # epochs between validations
+    checkpoint_every:int=5      # epochs between checkpoints, from which an interrupted run goes on
     seed:int=0                  # fixes data, noise, weights and batches
     precision:str='no'          # mixed precision: no, bf16 or fp16
 
@@ -77,12 +78,12 @@ def preset(
         if k not in known: raise ValueError(f"'{k}' is not a field of the configuration: choose from {', '.join(sorted(known))}.")
     return check(Config(**PRESETS[name]|changes))
 
-# %% ../nbs/04_joint.ipynb #006df671
+# %% ../nbs/04_joint.ipynb #ccfb2c92
 def check(cfg:Config)->Config:
     "Return `cfg`, or say in one sentence what is wrong with it."
     unet_depth(cfg.size)
     desensitizer(cfg.desensitizer)
-    for k in ('epochs', 'batch', 'per_identity', 'ngf', 'ndf', 'validate_every', 'lr', 'lambda_l1', 'people', 'test_people'):
+    for k in ('epochs', 'batch', 'per_identity', 'ngf', 'ndf', 'validate_every', 'checkpoint_every', 'lr', 'lambda_l1', 'people', 'test_people'):
         if getattr(cfg, k)<=0: raise ValueError(f'{k} must be above 0, not {getattr(cfg, k)}.')
     if cfg.batch%cfg.per_identity: raise ValueError(f'batch {cfg.batch} is not divisible by per_identity {cfg.per_identity}: a batch holds that many images of each of its identities.')
     if cfg.batch==cfg.per_identity: raise ValueError(f'batch {cfg.batch} with per_identity {cfg.per_identity} holds one identity: the triplet loss needs at least two. Raise batch.')
@@ -233,20 +234,22 @@ def step_G(self:JointTraining, x:Tensor, y:Tensor, p:Tensor, r:Tensor, labels:Te
         self.update(losses, ('G_X', 'G_Y', 'reid', 'center'))
     return losses
 
-# %% ../nbs/04_joint.ipynb #a4984e7f
+# %% ../nbs/04_joint.ipynb #7a796c95
 class Callback:
-    "Something that happens beside training; override the moments you need."
+    "Something that happens beside training; override the moments you need. What it must not forget goes through `state_dict`, as JSON."
     def before_fit(self, trainer): pass
     def after_batch(self, trainer, losses:dict[str,Tensor]): pass
     def after_epoch(self, trainer): pass
     def after_validate(self, trainer): pass
     def after_fit(self, trainer): pass
+    def state_dict(self)->dict: return {}
+    def load_state_dict(self, state:dict): pass
 
 def seed_of(*key:int)->int:
     "One integer seed out of several numbers."
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
-# %% ../nbs/04_joint.ipynb #57511e51
+# %% ../nbs/04_joint.ipynb #e66bc634
 class Trainer:
     "Runs a `Training` over a split, epoch by epoch."
     def __init__(self,
@@ -260,10 +263,12 @@ class Trainer:
         self.images,self.labels = train.images.to(self.device), train.labels().to(self.device)
         self.sampler = PKSampler(train.pids, self.cfg.batch//self.cfg.per_identity, self.cfg.per_identity, self.cfg.seed)
         if self.sampler.p%self.accelerator.num_processes: raise ValueError(f'{self.sampler.p} identities in a batch cannot be shared by {self.accelerator.num_processes} processes: change batch or the number of processes.')
-        self.epoch,self.history = 0, []
+        self.epoch,self.history,self.started = 0, [], time.time()
 
     @property
     def device(self)->torch.device: return self.accelerator.device
+    @property
+    def seconds(self)->float: return time.time()-self.started
     @property
     def nets(self)->nn.ModuleDict: return self.training.nets
 
@@ -272,9 +277,9 @@ class Trainer:
         for c in self.callbacks: getattr(c, moment)(self, *args)
 
     def fit(self)->'Trainer':
-        "Train for all epochs."
+        "Train for the epochs that are left."
         self.emit('before_fit')
-        for self.epoch in range(1, self.cfg.epochs+1):
+        for self.epoch in range(self.epoch+1, self.cfg.epochs+1):
             lr = self.cfg.lr*lr_factor(self.epoch-1, self.cfg)
             self.training.set_lr(lr)
             self.history.append(dict(kind='epoch', epoch=self.epoch, lr=lr, supervision=self.supervision.source)|self.train_epoch())
@@ -282,7 +287,7 @@ class Trainer:
         self.emit('after_fit')
         return self
 
-# %% ../nbs/04_joint.ipynb #45597995
+# %% ../nbs/04_joint.ipynb #0fbb5fb2
 @patch
 def batches(self:Trainer, epoch:int):
     "Yield (x, y, labels) for this process: raw and supervision images with the same augmentation."
@@ -300,25 +305,33 @@ def batches(self:Trainer, epoch:int):
 def train_epoch(self:Trainer)->dict: # mean of each loss
     "Train for one epoch."
     self.nets.train()
-    total,count = {}, 0
+    rows = []
     for x,y,labels in self.batches(self.epoch):
         losses = {k: v.detach().float() for k,v in self.training.step(x, y, labels).items()}
-        for k,v in losses.items(): total[k] = total.get(k, 0)+v
-        count += 1
+        rows.append(torch.stack(list(losses.values())))
         self.emit('after_batch', losses)
-    if not count: raise ValueError(f'{len(self.labels)} training images of {len(self.sampler.groups)} identities do not fill one batch of {self.sampler.p} x {self.sampler.k}: lower batch.')
-    means = torch.stack(list(total.values()))/count
-    average([means]+[b for b in self.nets.buffers() if b.is_floating_point()], self.accelerator)
-    return dict(zip(total, means.tolist()))
+    if not rows: raise ValueError(f'{len(self.labels)} training images of {len(self.sampler.groups)} identities do not fill one batch of {self.sampler.p} x {self.sampler.k}: lower batch.')
+    table = torch.stack(rows)   # (batches, terms)
+    average([table]+[b for b in self.nets.buffers() if b.is_floating_point()], self.accelerator)
+    check_finite(table, list(losses), self.epoch)
+    return dict(zip(losses, table.mean(0).tolist()))
 
-# %% ../nbs/04_joint.ipynb #d2be2b33
+# %% ../nbs/04_joint.ipynb #d00ce5cc
+def check_finite(table:Tensor, terms:list[str], epoch:int): # (batches, terms)
+    "Stop at the first loss that is not a number, or not a finite one."
+    bad = (~table.isfinite()).nonzero()
+    if not len(bad): return
+    i,j = bad[0].tolist()
+    raise FloatingPointError(f'Epoch {epoch}, batch {i+1} of {len(table)}: the loss {terms[j]} is {table[i,j].item()}. Lower lr, or train without mixed precision.')
+
+# %% ../nbs/04_joint.ipynb #74b46920
 class Progress(Callback):
     "A progress bar over the whole training."
     def __init__(self, title:str='', every:float=.5): # seconds between updates of the losses
         self.title,self.every = title, every
     def before_fit(self, trainer):
         total = len(trainer.sampler.epoch(1))*trainer.cfg.epochs
-        self.bar = tqdm(total=total, desc=self.title, disable=not trainer.accelerator.is_main_process, unit='step', leave=True)
+        self.bar = tqdm(total=total, initial=total//trainer.cfg.epochs*trainer.epoch, desc=self.title, disable=not trainer.accelerator.is_main_process, unit='step', leave=True)
         self.shown = 0.
     def after_batch(self, trainer, losses):
         self.bar.update()

@@ -107,7 +107,7 @@ def draw_decisions(
     for ax in axs: ax.legend(fontsize=8, loc='lower right')
     return axs[0].figure
 
-# %% ../nbs/05_upgradation.ipynb #f69b8b1b
+# %% ../nbs/05_upgradation.ipynb #e25e9f9c
 class Upgradation(Callback):
     "Apply the rule after each validation."
     def __init__(self,
@@ -122,3 +122,6 @@ class Upgradation(Callback):
         elif d.action=='fall back': trainer.supervision.fall_back()
         self.state = d.state
         trainer.history.append(dict(kind='decision')|asdict(d))
+
+    def state_dict(self): return asdict(self.state)
+    def load_state_dict(self, state): self.state = State(**state)
