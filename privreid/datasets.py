@@ -59,14 +59,14 @@ class Listing:
         records = getattr(self, part)
         return Split(decode(self.paths(part), size), torch.tensor([r.pid for r in records]), torch.tensor([r.cam for r in records]), [r.name for r in records])
 
-# %% ../nbs/00c_datasets.ipynb #987a55cf
+# %% ../nbs/00c_datasets.ipynb #075ebd2b
 @patch
 def load(self:Listing,
     size:tuple[int,int]=(256,128), # H, W
     seed:int=0,                    # of the validation split
 )->ReidData:
     "Read all parts; the validation split is made by identity."
-    if odd := self.left_out.get('misnamed'): warnings.warn(f'{self.root}: {len(odd)} images are left out, their names are not understood (first: {odd[0]}).')
+    if odd := self.left_out.get('misnamed'): warnings.warn(f'{len(odd)} images are left out, their names are not understood (first: {self.root/odd[0]}).')
     people = {r.pid for r in self.train}
     if len(people)<2: raise ValueError(f'{self.root} holds {len(people)} identity to train on: a split by identity needs at least 2.')
     query,gallery = (self.read(part, size) for part in ('query', 'gallery'))
@@ -286,15 +286,14 @@ def read_manifest(path:Path)->list[Row]:
         rows.append(row)
     return rows
 
-# %% ../nbs/00c_datasets.ipynb #b820c503
+# %% ../nbs/00c_datasets.ipynb #742c5a8e
 def one_query_per_camera(
     cams:list[int], # camera of each image of one person
 )->list[int]:       # positions
     "The first image of each camera, where the rest still finds the person under another camera."
-    first = [cams.index(c) for c in dict.fromkeys(cams)]
-    rest  = [i for i in range(len(cams)) if i not in first]
-    order = first+rest
-    return sorted(order[i] for i in choose_queries([cams[i] for i in order], len(first)) if i<len(first))
+    of = {c: [i for i,x in enumerate(cams) if x==c] for c in dict.fromkeys(cams)}
+    order = [mine[0] for mine in of.values()]+[mine[1] for mine in of.values() if mine[1:]]   # a second image is all that counts of the rest
+    return sorted(order[i] for i in choose_queries([cams[i] for i in order], len(of)) if i<len(of))
 
 def divide(
     records:list[Record],
