@@ -93,7 +93,7 @@ def check_version(listing:Listing, looks:dict)->Iterator[Finding]:
     "MSMT17 exists with and without faces."
     if listing.name.startswith('msmt17'): yield found('note', f'This is {listing.name}.', 'Name the version beside every result: V1 and V2 do not compare.')
 
-# %% ../nbs/00d_doctor.ipynb #acfa27ba
+# %% ../nbs/00d_doctor.ipynb #816df80b
 def check_people(listing:Listing, looks:dict)->Iterator[Finding]:
     "Who trains, and who is tested."
     train,images,cams = people_of(listing.train), defaultdict(list), defaultdict(set)
@@ -103,7 +103,7 @@ def check_people(listing:Listing, looks:dict)->Iterator[Finding]:
     lonely = [names[0] for names in images.values() if len(names)==1]
     if lonely: yield found('warning', 'People with a single training image', 'It is repeated and teaches the triplet loss nothing: add images of them, or leave them out.', lonely)
     shared = train & people_of(listing.query+listing.gallery)
-    if shared: yield found('warning', 'Images of training people who are in the test too', 'The test measures memory: take them out of one of the two.', [r.name for r in listing.train if r.pid in shared])
+    if shared: yield found('warning', 'People who are both in training and in the test', 'The test measures memory: take them out of one of the two.', [images[pid][0] for pid in sorted(shared)])
 
 def check_queries(listing:Listing, looks:dict)->Iterator[Finding]:
     "Queries that no other camera of the gallery has seen."
