@@ -59,7 +59,7 @@ class Listing:
         records = getattr(self, part)
         return Split(decode(self.paths(part), size), torch.tensor([r.pid for r in records]), torch.tensor([r.cam for r in records]), [r.name for r in records])
 
-# %% ../nbs/00c_datasets.ipynb #075ebd2b
+# %% ../nbs/00c_datasets.ipynb #149dd8ce
 @patch
 def load(self:Listing,
     size:tuple[int,int]=(256,128), # H, W
@@ -71,7 +71,7 @@ def load(self:Listing,
     if len(people)<2: raise ValueError(f'{self.root} holds {len(people)} identity to train on: a split by identity needs at least 2.')
     query,gallery = (self.read(part, size) for part in ('query', 'gallery'))
     data = ReidData(self.name, *split_validation(self.read('train', size), seed), query, gallery)
-    if not len(data.val_query): raise ValueError(f'{self.root}: with seed {seed}, nobody of the validation was seen by two cameras, so nobody can be asked for. Add cameras, or try another seed.')
+    if not len(data.val_query): raise ValueError(f'{self.root}: the validation has no query, for with seed {seed} none of its people has three images under at least two cameras. Add images, or try another seed.')
     return data
 
 # %% ../nbs/00c_datasets.ipynb #12c92748

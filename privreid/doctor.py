@@ -93,13 +93,13 @@ def check_version(listing:Listing, looks:dict)->Iterator[Finding]:
     "MSMT17 exists with and without faces."
     if listing.name.startswith('msmt17'): yield found('note', f'This is {listing.name}.', 'Name the version beside every result: V1 and V2 do not compare.')
 
-# %% ../nbs/00d_doctor.ipynb #816df80b
+# %% ../nbs/00d_doctor.ipynb #ae21f321
 def check_people(listing:Listing, looks:dict)->Iterator[Finding]:
     "Who trains, and who is tested."
     train,images,cams = people_of(listing.train), defaultdict(list), defaultdict(set)
     for r in listing.train: images[r.pid].append(r.name); cams[r.pid].add(r.cam)
     if len(train)<2: yield found('fatal', 'Fewer than two people to train on', 'A split by identity needs at least 2: add people.')
-    elif max(map(len, cams.values()))<2: yield found('fatal', 'Nobody in training was seen by two cameras, so nothing can be validated', 'Add a second camera.')
+    elif not any(len(images[p])>2 and len(cams[p])>1 for p in train): yield found('fatal', 'Nobody in training has three images under at least two cameras, so nothing can be validated', 'Add images.')
     lonely = [names[0] for names in images.values() if len(names)==1]
     if lonely: yield found('warning', 'People with a single training image', 'It is repeated and teaches the triplet loss nothing: add images of them, or leave them out.', lonely)
     shared = train & people_of(listing.query+listing.gallery)

@@ -144,7 +144,7 @@ def test_a_validation_that_can_ask_nobody_is_refused(tmp_path, one_line):
         for s in (1, 2, 3): put(tmp_path/'bounding_box_train'/f'{p:04d}_c1s1_{s:06d}_00.jpg')
     for cam,folder in ((1, 'query'), (2, 'bounding_box_test')): put(tmp_path/folder/f'0009_c{cam}s1_000001_00.jpg')
     with pytest.raises(ValueError) as e: market1501(tmp_path).load(SIZE)
-    one_line(e.value, tmp_path, 'two cameras')
+    one_line(e.value, tmp_path, 'no query', 'two cameras')
 
 # --- MSMT17
 
