@@ -60,6 +60,7 @@ AILMENTS = {  # name: (what happens, level, words of the finding, an example tha
     'double':      (lambda r: (r/TEST.format(5,2)).rename(r/(TEST.format(5,2)+'.jpg')), 'note', 'double ending', TEST.format(5,2)+'.jpg'),
     'misnamed':    (lambda r: put(r/'query'/'holiday.jpg'), 'warning', 'names are not understood', 'query/holiday.jpg')}
 
+@pytest.mark.filterwarnings("ignore:.*left out")
 @pytest.mark.parametrize('ailment', AILMENTS)
 def test_each_ailment_is_found_alone(well, monkeypatch, ailment):
     happens,level,words,example = AILMENTS[ailment]
@@ -69,6 +70,9 @@ def test_each_ailment_is_found_alone(well, monkeypatch, ailment):
     assert [(f.level, f.count) for f in result.findings]==[(level, 1)], result
     assert words in result.findings[0].what and example in result.findings[0].where[0] and result.findings[0].todo
     assert result.exit_code==LEVELS.index(level)
+    if level!='fatal': assert len(result.listing.load((32,16)).val_query)  # what is not fatal trains
+    else:
+        with pytest.raises(ValueError): result.listing.load((32,16))
 
 def test_counts_name_what_differs(well):
     put(well/'bounding_box_train'/'0009_c3s1_000001_00.jpg'); put(well/'bounding_box_train'/'0009_c3s1_000002_00.jpg')
@@ -123,7 +127,7 @@ def test_other_layouts(tmp_path, monkeypatch):
     result = examine('cuhk03', make_release(tmp_path/'cuhk'))
     assert result.listing and '7365' in result.findings[0].what
     for who in 'abcd':
-        for cam in (1, 2): put(tmp_path/'own'/who/f'{cam}_{who}.png')
+        for name in ('1_a', '1_b', '2_a'): put(tmp_path/'own'/who/f'{name}.png')
     assert examine('folder', tmp_path/'own').exit_code==0
     assert examine('folder', tmp_path/'own', pattern=r'(?P<identity>\w)/(?P<camera>\d)').listing
     for name in ('synthetic', 'markt'):
