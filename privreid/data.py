@@ -6,21 +6,21 @@
 __all__ = ['PARTS', 'Split', 'to_float', 'to_uint8', 'ReidData', 'SyntheticPedestrians', 'show_pictures', 'split_validation',
            'choose_queries', 'save_data', 'read_data', 'PKSampler', 'draw_augmentation', 'augment']
 
-# %% ../nbs/00_data.ipynb #ba5885bc
-import hashlib, warnings
+# %% ../nbs/00_data.ipynb #04914337
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from .files import atomic, cache_dir
+from .files import atomic, fingerprint, keep
 from .pedestrians import CAMERA, PERSON, SHOT, DRAWING, draw_fields, render
 
-# %% ../nbs/00_data.ipynb #2eda0364
+# %% ../nbs/00_data.ipynb #037bb3b4
 @dataclass
 class Split:
     "Images with identity and camera. `pid` -1 is junk, 0 a distractor (a person nobody asks for), other numbers are people."
@@ -39,15 +39,15 @@ class Split:
         "The images at `index` (integers or a mask)."
         index = torch.as_tensor(index)
         if index.dtype==torch.bool: index = index.nonzero()[:,0]
-        return Split(self.images[index], self.pids[index], self.cams[index], [self.names[i] for i in index.tolist()])
+        return Split(self.images.index_select(0, index), self.pids[index], self.cams[index], [self.names[i] for i in index.tolist()])
     def labels(self)->Tensor:
         "Identities renumbered 0..C-1, as a classifier wants them, `(N,)`."
         return self.pids.unique(return_inverse=True)[1]
 
-# %% ../nbs/00_data.ipynb #fcb9b711
+# %% ../nbs/00_data.ipynb #cf63eea5
 def to_float(images:Tensor)->Tensor:
     "uint8 [0,255] to float32 [-1,1], any shape."
-    return images.float()/127.5-1
+    return (images/127.5).sub_(1)
 
 def to_uint8(x:Tensor)->Tensor:
     "[-1,1] to uint8, clipped and rounded: nothing wraps around."
@@ -114,7 +114,7 @@ def show_pictures(
     plt.close(fig)
     return fig
 
-# %% ../nbs/00_data.ipynb #6c832c56
+# %% ../nbs/00_data.ipynb #a1799f54
 def split_validation(
     train:Split,
     seed:int=0,
@@ -129,6 +129,7 @@ def split_validation(
         mine = rng.permutation((train.pids==pid).nonzero()[:,0].numpy())
         ask = choose_queries(train.cams[mine].tolist(), round(len(mine)/5))
         query += mine[ask].tolist(); gallery += np.delete(mine, ask).tolist()
+    if not query: warnings.warn(f'The validation has no query, because no identity in it ({len(chosen)} of {len(people)}) has enough images under two cameras: add some, or nothing can be decided while training.')
     rest = ~torch.isin(train.pids, torch.tensor(chosen))
     return train[rest], train[torch.tensor(sorted(query), dtype=torch.long)], train[torch.tensor(sorted(gallery), dtype=torch.long)]
 
@@ -143,7 +144,7 @@ def choose_queries(
         if len(ask)<n and all(rest-{cams[q]} for q in ask+[i]): ask.append(i)
     return ask
 
-# %% ../nbs/00_data.ipynb #3179e9d8
+# %% ../nbs/00_data.ipynb #9a655a87
 PARTS = 'train', 'val_query', 'val_gallery', 'query', 'gallery'
 
 @patch
@@ -170,15 +171,10 @@ def read_data(path:Path)->ReidData:
 @patch
 def load(self:SyntheticPedestrians)->ReidData:
     "Read the data set from the cache, or draw it and keep it there."
-    recipe = repr((self, PERSON, CAMERA, SHOT, DRAWING))
-    path = cache_dir()/f'synthetic-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.safetensors'
-    if path.exists(): return read_data(path)
-    data = self.draw()
-    try: save_data(data, path)
-    except (OSError, SafetensorError) as e: warnings.warn(f'The drawn images could not be kept in {path.parent} ({e}): they will be drawn again. Set PRIVREID_CACHE to a folder that can be written.')
-    return data
+    path = keep(f'synthetic-{fingerprint(self, PERSON, CAMERA, SHOT, DRAWING)}.safetensors', lambda tmp: save_data(self.draw(), tmp))
+    return read_data(path) if path else self.draw()
 
-# %% ../nbs/00_data.ipynb #105ce47e
+# %% ../nbs/00_data.ipynb #b2b2b1ae
 class PKSampler:
     "Batches of P identities x K images; the batches depend on `seed` and epoch only, so a resumed run sees what it would have seen."
     def __init__(self,
@@ -187,6 +183,7 @@ class PKSampler:
         k:int=4,     # images of each
         seed:int=0,
     ):
+        if not len(pids): raise ValueError('There are no images to make batches of: the training split is empty.')
         self.groups = [(pids==i).nonzero()[:,0].numpy() for i in pids.unique()]
         self.p,self.k,self.seed = min(p, len(self.groups)), k, seed
         alone = [int(pids[g[0]]) for g in self.groups if len(g)==1]
@@ -207,7 +204,7 @@ class PKSampler:
             batches.append(torch.from_numpy(np.concatenate([left[i].pop() for i in chosen])))
         return batches
 
-# %% ../nbs/00_data.ipynb #5deb04aa
+# %% ../nbs/00_data.ipynb #6e06a334
 def draw_augmentation(
     n:int, height:int, width:int,
     generator:torch.Generator=None, # on the CPU: the same dice for every device
@@ -232,16 +229,15 @@ def augment(
     *images:Tensor,        # (B,3,H,W) in [-1,1]
 )->list[Tensor]:
     "Flip, shift (black comes in) and erase (to ImageNet's mean) each batch with the same dice."
-    device,(h,w) = images[0].device, images[0].shape[-2:]
-    flip,shift,box = (dice[k].to(device) for k in ('flip', 'shift', 'box'))
-    rows,cols = torch.arange(h, device=device)[None], torch.arange(w, device=device)[None]
-    inside = ((rows>=box[:,:1])&(rows<box[:,2:3]))[:,:,None] & ((cols>=box[:,1:2])&(cols<box[:,3:]))[:,None]  # (B,H,W)
-    y,x = rows+shift[:,:1], cols+shift[:,1:]                                            # where a pixel comes from
-    black = ((y<0)|(y>=h))[:,:,None]|((x<0)|(x>=w))[:,None]
-    x = torch.where(flip[:,None], w-1-x, x)
-    y,x = y.clamp(0, h-1)[:,None,:,None], x.clamp(0, w-1)[:,None,None]
-    grey = (torch.tensor([.485, .456, .406], device=device)*2-1)[:,None,None]
-    def one(im):
-        im = im.gather(2, y.expand(-1, 3, -1, w)).gather(3, x.expand(-1, 3, h, -1))
-        return torch.where(inside[:,None], grey.to(im.dtype), im.masked_fill(black[:,None], -1))
-    return [one(im) for im in images]
+    def part(shift, n): return slice(max(0, shift), max(0, n+min(0, shift)))      # what stays inside n pixels
+    h,w = images[0].shape[-2:]
+    throws,mean = list(zip(*(dice[k].tolist() for k in ('flip', 'shift', 'box')))), torch.tensor([.485, .456, .406])*2-1
+    outs = [torch.empty_like(im) for im in images]
+    for im,out in zip(images, outs):
+        grey = mean[:,None,None].to(im)
+        for i,(flip,(dy,dx),(top,left,bottom,right)) in enumerate(throws):
+            source = im[i].flip(-1) if flip else im[i]
+            out[i] = -1
+            out[i,:,part(-dy,h),part(-dx,w)] = source[:,part(dy,h),part(dx,w)]
+            out[i,:,top:bottom,left:right] = grey
+    return outs

@@ -153,6 +153,15 @@ def test_one_image_in_five_becomes_a_query(cameras, per_camera, n, seed):
     _,query,gallery = split_validation(whole, seed)
     assert len(query)==round(n/5)*round(cameras*per_camera/5) and len(query)+len(gallery)==round(n/5)*cameras*per_camera
 
+def test_a_validation_without_queries_is_told(one_line):
+    for people in ({p: [1]*10 for p in range(1, 11)}, {p: [1,2] for p in range(1, 11)}):     # one camera; two images, of which a fifth is none
+        with pytest.warns(UserWarning) as w: _,query,gallery = split_validation(fake_split(people))
+        assert len(w)==1 and len(query)==0 and len(gallery)==2*len(people[1])
+        one_line(w[0].message, 'no query', '2 of 10')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert len(split_validation(fake_split({p: [1,1,2,2,2] for p in range(1, 11)}))[1])
+
 def test_validation_depends_on_the_seed():
     whole = fake_split({p: [1,1,1,2,2,2] for p in range(1, 31)})
     assert len({tuple(split_validation(whole, s)[2].pids.unique().tolist()) for s in range(5)})==5
@@ -212,6 +221,10 @@ def test_epochs_and_seeds_differ():
     def batches(seed, epoch): return str([b.tolist() for b in sampler_of([8]*6, 3, 4, seed)[1].epoch(epoch)])
     assert len({batches(s, e) for s in range(3) for e in range(4)})==12
 
+def test_no_images_no_batches(one_line):
+    with pytest.raises(ValueError) as e: PKSampler(torch.zeros(0, dtype=torch.long))
+    one_line(e.value, 'no images', 'training')
+
 # --- augmentation
 
 @given(st.sampled_from([(64,32), (32,64), (33,17)]), st.integers(0, 999), st.sampled_from([0, 10, 40]))
@@ -254,6 +267,18 @@ def test_augmentation_keeps_the_dtype_and_sure_dice_are_sure():
     xa,half = augment(draw_augmentation(5, 64, 32, flip=1., pad=0, erase=0.), x, x.bfloat16())
     assert torch.equal(xa, x.flip(-1)) and half.dtype==torch.bfloat16
     assert (draw_augmentation(50, 64, 32, flip=0.)['flip']==False).all()
+
+def test_augmentation_passes_gradients_to_the_pixels_that_stay():
+    x = torch.rand(6, 3, 32, 16, requires_grad=True)
+    dice = draw_augmentation(6, 32, 16, torch.Generator().manual_seed(1), pad=40)
+    xa,_ = augment(dice, x, x.detach())
+    xa.sum().backward()
+    stay, = augment(dice, torch.ones_like(x))
+    assert set(x.grad.unique().tolist())=={0., 1.} and x.grad.sum()==(stay==1).sum()
+
+def test_a_shift_out_of_the_picture_leaves_black():
+    dice = dict(flip=torch.tensor([False]*3), shift=torch.tensor([[40,0], [0,-99], [-32,16]]), box=torch.zeros(3, 4, dtype=torch.long))
+    assert (augment(dice, torch.ones(3, 3, 32, 16))[0]==-1).all()
 
 # --- files
 

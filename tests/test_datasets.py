@@ -139,13 +139,6 @@ def test_the_folder_one_level_down_is_proposed(tiny_market, one_line):
     with pytest.raises(FileNotFoundError) as e: market1501(root.parent)
     one_line(e.value, f'Did you mean {root}?', 'zheng-lab')
 
-def test_a_validation_that_can_ask_nobody_is_refused(tmp_path, one_line):
-    for p in range(1, 6):
-        for s in (1, 2, 3): put(tmp_path/'bounding_box_train'/f'{p:04d}_c1s1_{s:06d}_00.jpg')
-    for cam,folder in ((1, 'query'), (2, 'bounding_box_test')): put(tmp_path/folder/f'0009_c{cam}s1_000001_00.jpg')
-    with pytest.raises(ValueError) as e: market1501(tmp_path).load(SIZE)
-    one_line(e.value, tmp_path, 'no query', 'two cameras')
-
 # --- MSMT17
 
 def make_msmt(root, train='train', test='test', people=6):
@@ -279,7 +272,7 @@ def test_cuhk_lost_race_uses_the_winner(tmp_path, monkeypatch):
     def slower(self, target): rename(self, target); Path(self).mkdir(); (Path(self)/'mine').touch(); return rename(self, target)   # the other was here a moment ago
     monkeypatch.setattr(Path, 'rename', slower)
     check_cuhk(cuhk03(root))
-    assert len(list((tmp_path/'cache').iterdir()))==1
+    assert len([p for p in (tmp_path/'cache').iterdir() if 'cuhk03' in p.name])==1
 
 def test_cuhk_needs_h5py_for_the_release_only(tmp_path, monkeypatch, one_line):
     root = make_release(tmp_path/'raw'); extracted = make_extracted(tmp_path/'extracted')

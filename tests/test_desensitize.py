@@ -60,6 +60,20 @@ def test_blur_matrix_is_an_average(n, radius):
     torch.testing.assert_close(m.flip(0, 1), m)                          # left and right are alike
     assert (box_radius(radius)<box_radius(radius*1.1))
 
+def test_a_matrix_made_for_inference_serves_training():
+    with torch.inference_mode(): Blur(7.25)(torch.rand(1, 3, 256, 128, dtype=torch.float64))   # float64: used as it was made
+    x = torch.rand(1, 3, 256, 128, dtype=torch.float64, requires_grad=True)
+    Blur(7.25)(x).sum().backward()
+    torch.testing.assert_close(x.grad.sum(), torch.tensor(x.numel()).double())
+
+@pytest.mark.parametrize('size', [(256,128), (200,9), (65,300)])
+@pytest.mark.parametrize('radius', [.5, 12, 40])
+def test_blur_leaves_no_weight_out(size, radius):
+    "Taken in bands, the product is the whole product."
+    x = torch.rand(2, 3, *size, dtype=torch.float64)
+    whole = blur_matrix(size[0], radius)@x@blur_matrix(size[1], radius).T
+    torch.testing.assert_close(Blur(radius, height=None)(x), whole, atol=1e-12, rtol=0)
+
 @given(sizes, st.integers(1, 80), st.booleans(), st.integers(0, 99))
 def test_pixelation_is_a_loop(size, block, corner, seed):
     x = torch.from_numpy(picture(size, seed)).permute(2,0,1)[None].double()/127.5-1
