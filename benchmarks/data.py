@@ -1,7 +1,7 @@
 """Images per second from files to training batches: this package against a plain per-image Pillow pipeline.
 
     python benchmarks/data.py                  # prints a table and appends it to benchmarks/RESULTS.md
-    python benchmarks/data.py --threads 1      # one core each: the comparison to quote
+    python benchmarks/data.py --threads 1      # one core each: the comparison to quote, best on an idle machine
 
 Both sides make the same thing from the same JPEGs, fabricated from synthetic people at Market-1501's size (128 x 64): pairs of raw and desensitized float tensors of 256 x 128, flipped, shifted and erased alike.
 All rivals run in one process, in turn, and the median of the rounds counts. Pillow works on one core; torch on as many as `--threads` says. For what a training needs, see `NEEDS`.

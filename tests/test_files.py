@@ -198,7 +198,7 @@ def wait_for(what, seconds=60):
 def test_two_processes_race(photos, cache):
     import hashlib
     paths = photos(40)
-    rivals = [child(paths, .05) for _ in range(2)]
+    rivals = [child(paths, .3) for _ in range(2)]
     for p in rivals: assert p.stdout.readline()=='ready\n'
     for p in rivals: p.stdin.write('\n'); p.stdin.flush()
     wait_for(lambda: cache.exists() and len(list(cache.glob('.*.tmp')))==2)   # both are at it
