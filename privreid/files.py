@@ -33,7 +33,7 @@ def read_image(
     except Exception as e:   # on a damaged file decoders raise whatever they trip over
         raise ValueError(f"{path} cannot be read as an image ({' '.join(str(e).split()) or type(e).__name__}). Replace or remove it.") from None
 
-# %% ../nbs/00b_files.ipynb #e6aec35f
+# %% ../nbs/00b_files.ipynb #0441553b
 @contextmanager
 def atomic(
     path:Path|str, # where the file is to stand
@@ -43,7 +43,7 @@ def atomic(
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
     try:
-        tmp.touch()   # a folder that cannot be written complains now, not after the work
+        tmp.touch(); tmp.unlink()   # a folder that cannot be written complains now, not after the work; with what rights `tmp` is made is the writer's business
         yield tmp
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)

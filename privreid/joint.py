@@ -23,12 +23,12 @@ from .data import PKSampler, Split, augment, draw_augmentation, to_float
 from .desensitize import desensitizer
 from .pix2pix import PatchGAN, UNetGenerator, discriminator_loss, gan_loss, unet_depth
 
-# %% ../nbs/04_joint.ipynb #eff81d1b
+# %% ../nbs/04_joint.ipynb #25d49a4d
 @dataclass(frozen=True)
 class Config:
     "The set-up of a training; defaults are the paper's (section 4.2) or, where it is silent, its authors'."
-    data:str='market1501'       # data set: synthetic or market1501
-    root:str=''                 # folder of the data set
+    data:str='market1501'       # data set: synthetic, market1501, msmt17, cuhk03, cuhk03-labeled or folder (your own)
+    root:str=''                 # folder of the data set, or a CSV manifest of your own; synthetic people have none
     people:int=128              # synthetic data: people to train and validate on
     test_people:int=48          # synthetic data: people to test on
     height:int=256              # image height, pixels

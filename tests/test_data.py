@@ -6,7 +6,6 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 import privreid.data as D
 from privreid.data import PARTS, PKSampler, Split, SyntheticPedestrians, augment, choose_queries, draw_augmentation, read_data, save_data, split_validation
-from privreid.datasets import load_data, market1501
 from privreid.files import atomic, read_image
 
 SMALL = dict(train_ids=5, test_ids=2, distractors=3, cameras=2, per_camera=3, size=(64,32))
@@ -283,21 +282,6 @@ def test_a_shift_out_of_the_picture_leaves_black():
 
 # --- files
 
-def test_market_reads_what_its_names_say(tiny_market):
-    root = tiny_market()
-    data = market1501(root, (64,32))
-    train = data.train, data.val_query, data.val_gallery
-    assert sum(map(len, train))==5*2*3 and len(data.query)==3*2 and len(data.gallery)==3*2*2+1+1
-    assert sorted(data.gallery.pids.unique().tolist())==[0, 6, 7, 8] and data.gallery.names==sorted(data.gallery.names)
-    for split in (*train, data.query, data.gallery):
-        for im,pid,cam,name in zip(split.images, split.pids, split.cams, split.names):
-            assert name.startswith(f'{int(pid):04d}_c{int(cam)}')
-            if pid==0: continue
-            drawn = SyntheticPedestrians(size=(64,32), seed=7).split([(int(pid), int(cam)-1, int(name.split('_')[2]))]).images[0]
-            assert (im.float()-drawn.float()).abs().mean()<6              # JPEG, nothing worse: the picture belongs to its name
-    same(market1501(str(root), (64,32)), data)
-    assert market1501(root, (32,24)).query.images.shape==(6,3,32,24)
-
 @pytest.mark.parametrize('mode', ['L', 'RGBA', 'P', '1', 'I;16'])
 def test_any_mode_becomes_rgb(tmp_path, mode):
     im = Image.new(mode, (10,20), 0) if mode!='P' else Image.new('RGB', (10,20)).convert('P')
@@ -308,24 +292,6 @@ def test_shrinking_is_antialiased(tmp_path):
     board = np.indices((64,64)).sum(0)%2*255
     Image.fromarray(board.astype(np.uint8)).save(tmp_path/'a.png')
     assert np.abs(read_image(tmp_path/'a.png', (8,8)).astype(int)-127.5).max()<6
-
-def test_missing_and_empty_folders(tiny_market, tmp_path, one_line):
-    with pytest.raises(FileNotFoundError) as e: market1501(tmp_path/'nowhere')
-    one_line(e.value, tmp_path/'nowhere')
-    root = tiny_market()
-    for f in (root/'query').iterdir(): f.unlink()
-    with pytest.raises(ValueError) as e: market1501(root, (64,32))
-    one_line(e.value, root/'query')
-    (root/'query').rmdir()
-    with pytest.raises(FileNotFoundError) as e: market1501(root, (64,32))
-    one_line(e.value, root/'query')
-
-def test_truncated_image(tiny_market, one_line):
-    root = tiny_market()
-    bad = sorted((root/'bounding_box_train').glob('*.jpg'))[4]
-    bad.write_bytes(bad.read_bytes()[:-200])
-    with pytest.raises(ValueError) as e: market1501(root, (64,32))
-    one_line(e.value, bad)
 
 def test_damaged_files_are_named(tmp_path, one_line):
     "Whatever is wrong inside a file, it is read or it is named."
@@ -345,50 +311,8 @@ def test_damaged_files_are_named(tmp_path, one_line):
             except ValueError as e: one_line(e, path); refused += 1
     assert refused>10
 
-def test_strange_names_are_counted(tiny_market, one_line):
-    root = tiny_market()
-    for name in ('holiday.jpg', 'x_c1.jpg'): next((root/'query').glob('*.jpg')).rename(root/'query'/name)
-    with pytest.warns(UserWarning) as w: data = market1501(root, (64,32))
-    assert len(w)==1 and len(data.query)==4
-    one_line(w[0].message, root/'query', '2 images')
-
 def test_identity_with_one_image(one_line):
     with pytest.warns(UserWarning) as w: sampler = PKSampler(torch.tensor([5,5,41,9,9,77]), p=4, k=2)
     assert len(w)==1
     one_line(w[0].message, 'identities', '41')
     assert any(b.tolist().count(2)==2 for b in sampler.epoch(0))          # repeated, not left out
-
-def test_single_training_identity(tiny_market, one_line):
-    with pytest.raises(ValueError) as e: market1501(tiny_market(train=1), (64,32))
-    one_line(e.value, '1 identity', 'at least 2')
-
-def test_unknown_data(one_line):
-    with pytest.raises(ValueError) as e: load_data('market15')
-    one_line(e.value, 'market15', 'synthetic', 'market1501')
-    with pytest.raises(ValueError) as e: load_data('market1501')
-    one_line(e.value, 'market1501', 'root')
-
-def test_load_data_is_its_two_readers(tiny_market):
-    root = tiny_market(train=11)
-    same(load_data('market1501', str(root), [64,32], seed=3), market1501(root, (64,32), seed=3))
-    assert load_data('market1501', str(root), (64,32), seed=1).val_gallery.names!=load_data('market1501', str(root), (64,32), seed=3).val_gallery.names
-    same(load_data(**SMALL), SyntheticPedestrians(**SMALL).draw())
-
-# --- a small real set, where it is at hand
-
-REAL = Path(os.environ.get('PRIVREID_TEST_MARKET') or Path(__file__).resolve().parents[2]/'shared'/'data'/'pku_reid_32ids')
-
-@pytest.mark.skipif(not REAL.is_dir(), reason='no real data set here; set PRIVREID_TEST_MARKET')
-def test_real_set():
-    data = market1501(REAL, (64,32))
-    files = {p.name: p for p in REAL.rglob('*.jpg')}
-    held = len(data.val_gallery.pids.unique())
-    train = len(data.train)+len(data.val_query)+len(data.val_gallery)
-    ids = len(data.train.pids.unique())+held
-    assert held==round(ids/5) and not set(data.train.pids.tolist())&set(data.val_gallery.pids.tolist())
-    for part in (data.query, data.val_query):
-        gallery = data.gallery if part is data.query else data.val_gallery
-        assert len(part) and all(((gallery.pids==p)&(gallery.cams!=c)).any() for p,c in zip(part.pids, part.cams))
-    raw = np.asarray(Image.open(files[data.query.names[0]]).convert('RGB')).mean((0,1))
-    assert np.abs(data.query.images[0].float().mean((1,2)).numpy()-raw).max()<3
-    if REAL.name=='pku_reid_32ids': assert (train, len(data.query), len(data.gallery), ids)==(256, 32, 224, 16)

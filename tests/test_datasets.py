@@ -1,0 +1,491 @@
+"Data sets: every layout with its oddities, one's own pictures, one door; messages of one line."
+import csv, os, re, time, tracemalloc
+from pathlib import Path
+import numpy as np, pytest, torch
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+from scipy.io import savemat
+import privreid.datasets as S
+from privreid.data import PARTS, SyntheticPedestrians
+from privreid.datasets import SPLITS, Listing, Record, cuhk03, divide, find_images, image_folder, list_data, load_data, market1501, msmt17, one_query_per_camera, read_split, save_split
+from test_data import SMALL, same
+
+SIZE = 16,8
+
+def put(path, colour=(90,120,150), size=(8,16), mode='RGB', **how):
+    "Save a flat picture, `size` is (W,H)."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path, **how)
+
+def colours(split): return [tuple(im.float().mean((1,2)).round().int().tolist()) for im in split.images]
+
+# --- files
+
+def test_files_are_found_once_and_in_order(tmp_path):
+    for name in ('b/2.JPG', 'a/deep/er/1.png', 'Übergröße 1.jpeg', 'z.jpg.jpg', '.hidden.jpg', 'Thumbs.db', 'notes.txt'):
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True); (tmp_path/name).touch()
+    assert find_images(tmp_path)==(['a/deep/er/1.png', 'b/2.JPG', 'z.jpg.jpg', 'Übergröße 1.jpeg'], ['.hidden.jpg', 'Thumbs.db', 'notes.txt'])
+    assert find_images(tmp_path, 'a')==(['a/deep/er/1.png'], [])
+
+def test_links_do_not_lead_in_circles(tmp_path):
+    put(tmp_path/'p'/'c_1.png')
+    (tmp_path/'p'/'up').symlink_to(tmp_path)
+    (tmp_path/'self').symlink_to(tmp_path/'self')
+    (tmp_path/'gone.png').symlink_to(tmp_path/'nothing')
+    elsewhere = tmp_path.with_name(tmp_path.name+'-elsewhere'); put(elsewhere/'c_2.png')
+    (tmp_path/'q').symlink_to(elsewhere)                                  # a link that leads somewhere new is followed
+    images,foreign = find_images(tmp_path)
+    assert [i for i in images if 'gone' not in i]==['p/c_1.png', 'q/c_2.png'] and foreign==['self']
+
+def test_a_hundred_thousand_names(tmp_path):
+    folders = [tmp_path/f'{i:02d}' for i in range(50)]
+    for f in folders:
+        f.mkdir()
+        for i in range(2000): os.close(os.open(f/f'c{i%4}_{i}.jpg', os.O_CREAT))
+    start = time.perf_counter(); listing = image_folder(tmp_path); seconds = time.perf_counter()-start
+    assert sum(len(getattr(listing, k)) for k in SPLITS)==100_000
+    tracemalloc.start(); image_folder(tmp_path); peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
+    print(f'{seconds:.1f} s, {peak/1e6:.0f} MB')
+    assert seconds<30 and peak<150e6                                      # idle: under 2 s
+
+def test_no_file_is_asked_for_its_state(tmp_path, monkeypatch):
+    for i in range(30): put(tmp_path/f'{i%6}'/f'c{i%5}_{i}.png')
+    asked,stat = [], os.stat
+    monkeypatch.setattr(S.os, 'stat', lambda p, **k: asked.append(p) or stat(p, **k))
+    image_folder(tmp_path)
+    assert not [p for p in asked if str(p).endswith('.png')]
+
+# --- pictures as they come
+
+def pictures(tmp_path, **how):
+    "A folder with six plain people, of whom each has one odd picture."
+    for i,who in enumerate(('Ada', 'Zoë van Dyk', 'name with spaces', '李', '5', '007')):
+        for cam in ('in', 'out'): put(tmp_path/who/f'{cam}_0.png')
+        put(tmp_path/who/'in_odd.jpg' if how.get('format')=='jpeg' else tmp_path/who/'in_odd.png', **how)
+    return tmp_path
+
+@pytest.mark.parametrize('how,expected', [(dict(mode='CMYK', colour=(0,255,255,0), format='jpeg', quality=100), (255,0,0)), (dict(mode='I;16', colour=120*257), (120,)*3), (dict(mode='L', colour=77), (77,)*3),
+                                          (dict(mode='RGBA', colour=(9,8,7,255)), (9,8,7)), (dict(size=(1,1), colour=(1,2,3)), (1,2,3))], ids=['CMYK', '16 bit', 'grey', 'RGBA', '1 pixel'])
+def test_unusual_pictures_keep_their_colour(tmp_path, how, expected):
+    listing = image_folder(pictures(tmp_path, **how))
+    split = listing.read('train', SIZE)
+    odd = [c for c,n in zip(colours(split), split.names) if 'odd' in n]
+    assert odd and all(np.abs(np.subtract(c, expected)).max()<=2 for c in odd), odd
+
+def test_exif_is_obeyed(tmp_path):
+    upright = Image.fromarray(np.concatenate([np.full((8,8,3), 250, np.uint8), np.full((8,8,3), 5, np.uint8)]))      # bright above, dark below
+    exif = Image.Exif(); exif[0x0112] = 6                                                                            # "turn me clockwise"
+    for who in 'abcd':
+        for cam in (1, 2): (tmp_path/who).mkdir(exist_ok=True); upright.rotate(90, expand=True).save(tmp_path/who/f'{cam}_x.jpg', exif=exif, quality=95)
+    for im in image_folder(tmp_path).read('train', SIZE).images: assert im[:,:6].min()>200 and im[:,-6:].max()<60
+
+# --- Market-1501
+
+def test_market_reads_what_its_names_say(tiny_market):
+    root = tiny_market()
+    data = market1501(root).load((64,32))
+    train = data.train, data.val_query, data.val_gallery
+    assert sum(map(len, train))==5*2*3 and len(data.query)==3*2 and len(data.gallery)==3*2*2+1+1
+    assert sorted(data.gallery.pids.unique().tolist())==[0, 6, 7, 8] and data.gallery.names==sorted(data.gallery.names)
+    for split in (*train, data.query, data.gallery):
+        for im,pid,cam,name in zip(split.images, split.pids, split.cams, split.names):
+            assert name.rpartition('/')[2].startswith(f'{int(pid):04d}_c{int(cam)}')
+            if pid==0: continue
+            drawn = SyntheticPedestrians(size=(64,32), seed=7).split([(int(pid), int(cam)-1, int(name.split('_')[-2]))]).images[0]
+            assert (im.float()-drawn.float()).abs().mean()<6              # JPEG, nothing worse: the picture belongs to its name
+    same(market1501(str(root)).load((64,32)), data)
+    assert market1501(root).read('query', (32,24)).images.shape==(6,3,32,24)
+
+def test_market_leaves_out_what_it_should(tiny_market):
+    listing = market1501(tiny_market())
+    assert listing.left_out['junk']==['bounding_box_test/-1_c1s1_000001_00.jpg'] and len(listing.left_out['foreign'])==2 and not listing.left_out['misnamed']
+    assert any(r.name.endswith('.jpg.jpg') for r in listing.gallery)
+    assert '1 junk' in repr(listing) and '2 foreign' in repr(listing)
+
+def test_missing_and_empty_folders(tiny_market, tmp_path, one_line):
+    with pytest.raises(FileNotFoundError) as e: market1501(tmp_path/'nowhere')
+    one_line(e.value, tmp_path/'nowhere')
+    root = tiny_market()
+    for f in (root/'query').iterdir(): f.unlink()
+    with pytest.raises(ValueError) as e: market1501(root).load((64,32))
+    one_line(e.value, root/'query')
+    (root/'query').rmdir()
+    with pytest.raises(FileNotFoundError) as e: market1501(root).load((64,32))
+    one_line(e.value, root/'query')
+
+def test_truncated_image(tiny_market, one_line):
+    root = tiny_market()
+    bad = sorted((root/'bounding_box_train').glob('*.jpg'))[4]
+    bad.write_bytes(bad.read_bytes()[:-200])
+    with pytest.raises(ValueError) as e: market1501(root).load((64,32))
+    one_line(e.value, bad)
+
+
+def test_strange_names_are_counted(tiny_market, one_line):
+    root = tiny_market()
+    for name in ('holiday.jpg', 'x_c1.jpg'): next((root/'query').glob('*.jpg')).rename(root/'query'/name)
+    with pytest.warns(UserWarning) as w: data = market1501(root).load((64,32))
+    assert len(w)==1 and len(data.query)==4
+    one_line(w[0].message, root/'query', '2 images')
+
+
+def test_single_training_identity(tiny_market, one_line):
+    root = tiny_market(train=1)
+    with pytest.raises(ValueError) as e: market1501(root).load((64,32))
+    one_line(e.value, '1 identity', 'at least 2', root)
+
+def test_the_folder_one_level_down_is_proposed(tiny_market, one_line):
+    root = tiny_market(name='outer/Market-1501-v15.09.15')
+    with pytest.raises(FileNotFoundError) as e: market1501(root.parent)
+    one_line(e.value, f'Did you mean {root}?', 'zheng-lab')
+
+# --- MSMT17
+
+def make_msmt(root, train='train', test='test', people=6):
+    "Fabricate MSMT17: everybody under cameras 1, 1, 2 and 15; the last is validation or gallery. Test people are grey."
+    lists = {k: [] for k in ('train', 'val', 'query', 'gallery')}
+    for pid in range(people):
+        for i,cam in enumerate((1, 1, 2, 15)):
+            name = f'{pid:04d}/{pid:04d}_{i:03d}_{cam:02d}_0303morning_0008_{i}.jpg'
+            for folder,part,colour in ((train, 'val' if i==3 else 'train', (200,20,20)), (test, 'gallery' if i else 'query', (60,60,60))):
+                put(root/folder/name, colour); lists[part].append(f'{name} {pid}')
+    for part,lines in lists.items(): (root/f'list_{part}.txt').write_text('\n'.join(lines)+'\n')
+    return root
+
+@pytest.mark.parametrize('version,folders', [('V1', ()), ('V2', ('mask_train_v2', 'mask_test_v2'))])
+def test_msmt(tmp_path, version, folders):
+    listing = msmt17(make_msmt(tmp_path, *folders))
+    assert version in listing.name
+    assert len(listing.train)==24 and {r.pid for r in listing.train}==set(range(1, 7)) and {r.cam for r in listing.train}=={1, 2, 15}   # val belongs to training
+    assert len(listing.query)==6 and len(listing.gallery)==18 and {r.pid for r in listing.query}=={r.pid for r in listing.gallery}==set(range(7, 13))
+    for r in listing.query: assert r.pid-7==int(r.name.split('/')[1])      # in the order of the lists
+    data = listing.load(SIZE)
+    assert data.name==listing.name and all(abs(c[0]-60)<4 for c in colours(data.query)) and all(c[0]>190 for c in colours(data.train))
+
+def test_msmt_versions_do_not_mix(tmp_path, one_line):
+    make_msmt(tmp_path); (tmp_path/'mask_test_v2').mkdir()
+    with pytest.raises(ValueError) as e: msmt17(tmp_path)
+    one_line(e.value, tmp_path, 'V1', 'V2', 'mask_test_v2')
+    (tmp_path/'test').rename(tmp_path/'gone'); (tmp_path/'train').rename(tmp_path/'gone too')
+    with pytest.raises(FileNotFoundError) as e: msmt17(tmp_path)
+    one_line(e.value, tmp_path/'mask_train_v2')
+
+@pytest.mark.parametrize('line', ['0000/0000_000_01_0303morning_0008_0.jpg', '0000/0000.jpg 0', '0000/0000_000_xx_0.jpg 0', '0000/0000_000_01_0.jpg zero'])
+def test_msmt_lists_are_checked(tmp_path, one_line, line):
+    path = make_msmt(tmp_path)/'list_query.txt'
+    path.write_text(path.read_text()+'\n'+line+'\n')
+    with pytest.raises(ValueError) as e: msmt17(tmp_path)
+    one_line(e.value, path, 'line 8', line)
+
+def test_msmt_files_and_lists_must_agree(tmp_path, one_line):
+    root = make_msmt(tmp_path); put(root/'test'/'0000'/'0000_099_01_0303morning_0008_0.jpg')
+    assert msmt17(root).left_out['unlisted']==['test/0000/0000_099_01_0303morning_0008_0.jpg']
+    gone = root/'train'/'0003'/'0003_002_02_0303morning_0008_2.jpg'; gone.unlink()
+    with pytest.raises(FileNotFoundError) as e: msmt17(root)
+    one_line(e.value, '1 images', gone.name)
+
+def test_msmt_without_root(tmp_path, one_line):
+    for root,missing in ((tmp_path/'none', 'none'), (tmp_path, 'train')):
+        with pytest.raises(FileNotFoundError) as e: msmt17(root)
+        one_line(e.value, tmp_path/missing, 'Wei et al.', 'list_query.txt')
+
+# --- CUHK03
+
+CUHK = [(pair, person, view) for pair in (1, 2) for person in (1, 2, 3) for view in (0, 1, 5, 6)]   # two pictures under each of two cameras
+
+def cuhk_name(pair, person, view): return f'{pair}_{person:03d}_{1+view//5}_{view+1:02d}.png'
+def cuhk_picture(pair, person, view, h=16, w=8):
+    "(h,w,3), every pixel its own: an axis in the wrong place shows."
+    return np.stack([np.add.outer(np.arange(h)*9, np.arange(w)), np.full((h,w), 40*pair+person), np.full((h,w), 10*view)], 2).astype(np.uint8)
+
+def make_protocol(root, variant='detected'):
+    "Persons 1-3 of pair 1 train, those of pair 2 are tested: the first picture of each camera asks. MATLAB's columns, and indices from 1."
+    column = lambda x: np.array(x)[:,None]
+    places = {k: [i+1 for i,(pair,_,view) in enumerate(CUHK) if which(pair, view)] for k,which in
+              dict(train=lambda p,v: p==1, query=lambda p,v: p==2 and v in (0,5), gallery=lambda p,v: p==2 and v in (1,6)).items()}
+    names = np.empty((len(CUHK), 1), object); names[:,0] = [cuhk_name(*x) for x in CUHK]
+    root.mkdir(parents=True, exist_ok=True)
+    savemat(root/f'cuhk03_new_protocol_config_{variant}.mat', dict(filelist=names, labels=column([3*(pair-1)+person for pair,person,_ in CUHK]).astype(np.uint16),
+            camId=column([1+v//5 for *_,v in CUHK]).astype(np.uint8), **{f'{k}_idx': column(v).astype(np.float64) for k,v in places.items()}))
+    return root
+
+def make_extracted(root, variant='detected'):
+    (root/f'images_{variant}').mkdir(parents=True)
+    for x in CUHK: Image.fromarray(cuhk_picture(*x)).save(root/f'images_{variant}'/cuhk_name(*x))
+    return make_protocol(root, variant)
+
+def make_release(root, variant='detected'):
+    "The raw release as MATLAB writes it: cells are references, axes are reversed, an empty cell is a tiny vector with a mark."
+    h5py = pytest.importorskip('h5py')
+    make_protocol(root, variant)
+    with h5py.File(root/'cuhk-03.mat', 'w') as f:
+        refs = f.create_group('#refs#')
+        empty = refs.create_dataset('empty', data=np.zeros(2, np.uint64)); empty.attrs['MATLAB_empty'] = 1
+        cells = f.create_dataset(variant, (1,2), h5py.ref_dtype)                                # 2 pairs x 1 in MATLAB
+        for pair in (1, 2):
+            people = refs.create_dataset(f'pair{pair}', (10,3), h5py.ref_dtype)                 # 3 people x 10 views in MATLAB
+            for person in (1, 2, 3):
+                for view in range(10):
+                    here = (pair, person, view) in CUHK
+                    people[view,person-1] = (refs.create_dataset(f'{pair}-{person}-{view}', data=cuhk_picture(pair, person, view).transpose(2,1,0)) if here else empty).ref
+            cells[0,pair-1] = people.ref
+    return root
+
+def check_cuhk(listing):
+    assert [len(getattr(listing, k)) for k in SPLITS]==[12, 6, 6]
+    assert {r.pid for r in listing.train}=={1, 2, 3} and {r.pid for r in listing.query}=={r.pid for r in listing.gallery}=={4, 5, 6}
+    for part in SPLITS:
+        split = listing.read(part, SIZE)
+        for im,r in zip(split.images, getattr(listing, part)):
+            pair,person,view,index = map(int, re.findall(r'\d+', r.name))
+            assert r.cam==view and r.pid==3*(pair-1)+person
+            assert torch.equal(im, torch.from_numpy(cuhk_picture(pair, person, index-1)).permute(2,0,1))
+
+@pytest.mark.parametrize('variant', ['detected', 'labeled'])
+@pytest.mark.parametrize('make', [make_extracted, make_release], ids=['extracted', 'raw'])
+def test_cuhk(tmp_path, monkeypatch, make, variant):
+    monkeypatch.setenv('PRIVREID_CACHE', str(tmp_path/'cache'))
+    root = make(tmp_path/'cuhk', variant)
+    before = sorted(root.rglob('*'))
+    listing = cuhk03(root, variant)
+    assert listing.name==f'cuhk03 {variant}'
+    check_cuhk(listing)
+    assert sorted(root.rglob('*'))==before                                # nothing is written beside the data
+    name = 'cuhk03' if variant=='detected' else 'cuhk03-labeled'
+    assert list_data(name, root)==listing
+
+def test_cuhk_is_extracted_once_and_whole(tmp_path, monkeypatch, one_line):
+    monkeypatch.setenv('PRIVREID_CACHE', str(tmp_path/'cache'))
+    root = make_release(tmp_path/'cuhk')
+    with monkeypatch.context() as m:
+        def crash(self, *a, **k): raise KeyboardInterrupt
+        m.setattr(Image.Image, 'save', crash)
+        with pytest.raises(KeyboardInterrupt): cuhk03(root)
+    assert list((tmp_path/'cache').iterdir())==[]
+    folder = cuhk03(root).root
+    monkeypatch.setattr(Image.Image, 'save', None)                        # a second extraction would fail
+    assert cuhk03(root).root==folder and list((tmp_path/'cache').iterdir())==[folder]
+
+def test_cuhk_lost_race_uses_the_winner(tmp_path, monkeypatch):
+    monkeypatch.setenv('PRIVREID_CACHE', str(tmp_path/'cache'))
+    root,rename = make_release(tmp_path/'cuhk'), Path.rename
+    def slower(self, target): rename(self, target); Path(self).mkdir(); (Path(self)/'mine').touch(); return rename(self, target)   # the other was here a moment ago
+    monkeypatch.setattr(Path, 'rename', slower)
+    check_cuhk(cuhk03(root))
+    assert len([p for p in (tmp_path/'cache').iterdir() if 'cuhk03' in p.name])==1
+
+def test_cuhk_needs_h5py_for_the_release_only(tmp_path, monkeypatch, one_line):
+    root = make_release(tmp_path/'raw'); extracted = make_extracted(tmp_path/'extracted')
+    monkeypatch.setitem(__import__('sys').modules, 'h5py', None)
+    with pytest.raises(ValueError) as e: cuhk03(root)
+    one_line(e.value, root/'cuhk-03.mat', 'privreid[cuhk03]')
+    check_cuhk(cuhk03(extracted))
+
+def test_cuhk_release_in_its_own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('PRIVREID_CACHE', str(tmp_path/'cache'))
+    root = make_release(tmp_path/'cuhk'); (root/'cuhk03_release').mkdir()
+    (root/'cuhk-03.mat').rename(root/'cuhk03_release'/'cuhk-03.mat')
+    check_cuhk(cuhk03(root))
+
+def test_cuhk_mistakes(tmp_path, monkeypatch, one_line):
+    monkeypatch.setenv('PRIVREID_CACHE', str(tmp_path/'cache'))
+    with pytest.raises(ValueError) as e: cuhk03(tmp_path, 'labelled')
+    one_line(e.value, 'labelled', 'labeled')
+    root,config = tmp_path/'a', 'cuhk03_new_protocol_config_detected.mat'
+    root.mkdir()
+    with pytest.raises(FileNotFoundError) as e: cuhk03(root)
+    one_line(e.value, root/config, 'person-re-ranking')
+    make_protocol(root)
+    with pytest.raises(FileNotFoundError) as e: cuhk03(root)
+    one_line(e.value, root/'images_detected', 'cuhk-03.mat')
+    (root/'cuhk-03.mat').write_bytes(b'not HDF5')
+    with pytest.raises(ValueError) as e: cuhk03(root)
+    one_line(e.value, root/'cuhk-03.mat')
+    make_extracted(tmp_path/'b'); gone = tmp_path/'b'/'images_detected'/cuhk_name(*CUHK[5]); gone.unlink()
+    with pytest.raises(FileNotFoundError) as e: cuhk03(tmp_path/'b')
+    one_line(e.value, '1 images', gone.name)
+
+@pytest.mark.parametrize('change', [dict(train_idx=[[0]]), dict(query_idx=[[99]]), dict(camId=[[1],[2]]), dict(filelist=None), None], ids=['index 0', 'index 99', 'short', 'no names', 'damaged'])
+def test_cuhk_damaged_protocol(tmp_path, one_line, change):
+    from scipy.io import loadmat
+    root = make_extracted(tmp_path/'cuhk'); path = root/'cuhk03_new_protocol_config_detected.mat'
+    if change is None: path.write_bytes(path.read_bytes()[:300])
+    else: savemat(path, {k: v for k,v in (loadmat(path)|change).items() if v is not None and k[0]!='_'})
+    with pytest.raises(ValueError) as e: cuhk03(root)
+    one_line(e.value, path)
+
+# --- one's own pictures
+
+WHO = 'Ada', 'Zoë', 'van Dyk, A.', '李', '7', '12', '0', '-1'
+
+@pytest.fixture
+def own(tmp_path):
+    for who in WHO:
+        for cam in ('yard', 'door'):
+            for i in range(3): put(tmp_path/'own'/who/('deeper' if i else '')/f'{cam}_{i}.png')
+    return tmp_path/'own'
+
+def as_rows(listing): return {part: sorted(r.name for r in getattr(listing, part)) for part in SPLITS}
+
+def test_folders(own):
+    listing = image_folder(own)
+    assert {r.name.split('/')[0]: r.pid for part in SPLITS for r in getattr(listing, part)}=={who: i for i,who in enumerate(sorted(WHO), 1)}   # '0' and '-1' are people like others
+    assert {r.name.rpartition('/')[2][:4]: r.cam for r in listing.train}=={'door': 1, 'yard': 2}
+    assert [len({r.pid for r in getattr(listing, part)}) for part in SPLITS]==[4, 4, 4] and len(listing.query)==8
+    for q in listing.query: assert any(g.pid==q.pid and g.cam!=q.cam for g in listing.gallery)
+    (own/'Ada'/'nocamera.png').touch(); (own/'stray.png').touch(); (own/'Ada'/'Thumbs.db').touch()
+    assert image_folder(own).left_out==dict(misnamed=['Ada/nocamera.png', 'stray.png'], foreign=['Ada/Thumbs.db'])
+    with pytest.warns(UserWarning, match='2 images are left out'): image_folder(own).load(SIZE)
+
+def test_three_ways_to_say_the_same(own):
+    listing = image_folder(own)
+    assert as_rows(image_folder(own, r'^(?P<identity>[^/]+)/.*?(?P<camera>yard|door)_'))==as_rows(listing)
+    with (own/'manifest.csv').open('w', newline='', encoding='utf-8-sig') as f:
+        rows = csv.writer(f); rows.writerow(['camera', 'path', 'identity', 'remark'])
+        for p in own.rglob('*.png'): rows.writerow([p.name[:4], p.relative_to(own).as_posix(), p.relative_to(own).parts[0], 'x, "y"'])
+    for root in (own, own/'manifest.csv'): assert as_rows(image_folder(root))==as_rows(listing)
+    assert not {r.pid for r in listing.train}&{r.pid for r in listing.gallery+listing.query}
+
+def test_given_splits_are_kept(tmp_path):
+    for part in SPLITS:
+        for who in 'ab': put(tmp_path/part/f'{who}_1.png'); put(tmp_path/part/f'{who}_2.png')
+    pattern = r'(?P<split>\w+)/(?P<identity>\w)_(?P<camera>\d)'
+    by_pattern = image_folder(tmp_path, pattern)
+    assert as_rows(by_pattern)=={part: [f'{part}/{who}_{c}.png' for who in 'ab' for c in '12'] for part in SPLITS}
+    (tmp_path/'m.csv').write_text('path,identity,camera,split\n'+''.join(f'{n},{n.split("/")[1][0]},{n[-5]},{part}\n' for part,names in as_rows(by_pattern).items() for n in names))
+    assert as_rows(image_folder(tmp_path/'m.csv'))==as_rows(by_pattern)
+    (tmp_path/'query').rename(tmp_path/'ask')
+    with pytest.raises(ValueError) as e: image_folder(tmp_path, pattern)
+    assert "split 'ask' is unknown" in str(e.value)
+
+@pytest.mark.parametrize('text,named', [('path,identity\na.png,x\n', ['line 1', "'camera'"]), ('', ['line 1', "'path'"]), ('path,identity,camera\na.png,x,1\n\nb.png,x,1\n', ['line 4', 'b.png']),
+    ('path,identity,camera,split\na.png,x,1,train\na.png,x,1,validation\n', ['line 3', "'validation'", 'query']), ('path,identity,camera,split\na.png,x,1\n', ['line 2', 'split']),
+    ('path,identity,camera\na.png,,1\n', ['line 2', 'empty']), ('path,identity,camera\na.png\n', ['line 2', 'empty']), ('path;identity;camera\na.png;x;1\n', ['line 1', "'path'"]),
+    ('path,identity,camera\n"a.png",x,1\n"b\nc.png",x,1\n', ['line 4']), ('path,identity,camera\n', ['identity'])])
+def test_manifest_mistakes(tmp_path, one_line, text, named):
+    put(tmp_path/'a.png'); (tmp_path/'m.csv').write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError)) as e: image_folder(tmp_path/'m.csv')
+    if 'c.png' in text: assert 'line 4' in str(e.value)                   # the name itself has two lines
+    else: one_line(e.value, tmp_path, *named)
+
+def test_manifest_that_is_no_text(tmp_path, one_line):
+    (tmp_path/'m.csv').write_bytes('path,identity,camera\nü.png,x,1\n'.encode('latin-1'))
+    with pytest.raises(ValueError) as e: image_folder(tmp_path/'m.csv')
+    one_line(e.value, tmp_path/'m.csv', 'UTF-8')
+
+@pytest.mark.parametrize('pattern,named', [(r'(\w+)/(\d)', 'identity'), (r'(?P<identity>\w+)/\d', 'camera'), (r'(?P<identity>\w+', 'not a regular expression'), (r'(?P<identity>q)(?P<camera>z)', 'no image')])
+def test_pattern_mistakes(own, one_line, pattern, named):
+    with pytest.raises(ValueError) as e: image_folder(own, pattern)
+    one_line(e.value, named)
+
+@pytest.mark.parametrize('cams', [1, 2])
+def test_too_little_to_divide(tmp_path, one_line, cams):
+    "One camera leaves no query; two people leave one to train on."
+    for who in 'abcd'[:4 if cams==1 else 2]:
+        for cam in range(cams): put(tmp_path/who/f'{cam}_0.png'); put(tmp_path/who/f'{cam}_1.png')
+    with pytest.raises(ValueError) as e: image_folder(tmp_path).load(SIZE)
+    one_line(e.value, tmp_path, 'query' if cams==1 else '1 identity')
+
+people_and_cameras = st.dictionaries(st.text(st.characters(exclude_categories=['Cs', 'Cc'], exclude_characters='/'), min_size=1, max_size=5), st.lists(st.integers(1, 4), min_size=1, max_size=9), min_size=1, max_size=9)
+
+@settings(max_examples=200)
+@given(people_and_cameras, st.randoms())
+def test_divide(people, random):
+    names = {i: who for i,who in enumerate(sorted(people), 1)}
+    records = [Record(f'{who}/{c}_{j}.png', i, c) for i,who in names.items() for j,c in enumerate(people[who])]
+    train,query,gallery = divide(records, names)
+    assert sorted(train+query+gallery)==sorted(records)                   # exhaustive, nothing twice
+    learners,tested = {r.pid for r in train}, {r.pid for r in query+gallery}
+    assert not learners&tested and len(learners)-len(tested) in (0, 1)
+    for q in query: assert any(g.pid==q.pid and g.cam!=q.cam for g in gallery)
+    assert len({(q.pid, q.cam) for q in query})==len(query)               # one for each person and camera
+    for pid in tested: assert any(q.pid==pid for q in query)==(len({r.cam for r in records if r.pid==pid})>1)
+    random.shuffle(records)
+    assert divide(records, names)==(train, query, gallery)                # whatever the order on disk
+    more = divide(records, names|{99: 'newcomer!'}) if 'newcomer!' not in people else (train,)
+    assert len(learners^{r.pid for r in more[0]})<=1                      # a newcomer moves nobody but the one in the middle
+
+@settings(max_examples=200)
+@given(st.lists(st.integers(1, 4), max_size=10))
+def test_one_query_per_camera(cams):
+    ask = one_query_per_camera(cams)
+    rest = [c for i,c in enumerate(cams) if i not in ask]
+    assert len({cams[i] for i in ask})==len(ask)
+    for i in ask: assert cams.index(cams[i])==i and any(c!=cams[i] for c in rest)
+    if cams and min(cams.count(c) for c in cams)>1 and len(set(cams))>1: assert len(ask)==len(set(cams))   # everybody can ask
+
+@settings(max_examples=20)
+@given(st.integers(5, 30), st.integers(0, 5))
+def test_validation_of_a_listing(n, seed):
+    "4:1 within one identity, through a listing: nobody is decoded for it."
+    records = [Record(f'{p}_{c}_{j}', p, c) for p in range(1, n+1) for c in (1, 2) for j in range(5)]
+    listing = Listing('x', Path('nowhere'), records, records[:1], records[:1])
+    listing.read = lambda part, size: S.Split(torch.zeros(len(getattr(listing, part)), 3, 1, 1, dtype=torch.uint8), torch.tensor([r.pid for r in getattr(listing, part)]), torch.tensor([r.cam for r in getattr(listing, part)]), [r.name for r in getattr(listing, part)])
+    data,again = listing.load(SIZE, seed), listing.load(SIZE, seed)
+    held = data.val_gallery.pids.unique().tolist()
+    assert len(held)==round(n/5) and len(data.val_query)==2*len(held) and len(data.val_gallery)==8*len(held)
+    assert sorted(data.train.names+data.val_query.names+data.val_gallery.names)==sorted(r.name for r in records)
+    assert [getattr(data, k).names for k in PARTS]==[getattr(again, k).names for k in PARTS]
+
+# --- one door
+
+def test_unknown_data(one_line):
+    with pytest.raises(ValueError) as e: load_data('market15')
+    one_line(e.value, 'market15', 'synthetic', 'market1501')
+    with pytest.raises(ValueError) as e: load_data('market1501')
+    one_line(e.value, 'market1501', 'root')
+
+def test_load_data_is_its_two_readers(tiny_market):
+    root = tiny_market(train=11)
+    same(load_data('market1501', str(root), [64,32], seed=3), market1501(root).load((64,32), seed=3))
+    assert load_data('market1501', str(root), (64,32), seed=1).val_gallery.names!=load_data('market1501', str(root), (64,32), seed=3).val_gallery.names
+    same(load_data(**SMALL), SyntheticPedestrians(**SMALL).draw())
+
+
+@pytest.mark.parametrize('given,named', [(dict(name='market1501', train_ids=3), 'train_ids'), (dict(name='market1501', pattern='x'), 'pattern'), (dict(name='folder', variant='labeled'), 'pattern'),
+    (dict(train_idz=3), 'train_ids'), (dict(train_ids=0), 'train_ids'), (dict(cameras=2.5), 'cameras'), (dict(distractors=-1), 'distractors'), (dict(root='/some/where'), '/some/where')])
+def test_options_are_refused_not_ignored(tiny_market, one_line, given, named):
+    with pytest.raises(ValueError) as e: load_data(**dict(root=tiny_market() if 'name' in given else '')|given)
+    one_line(e.value, named)
+
+def test_folder_through_the_door(own):
+    data = load_data('folder', str(own), [16,8], seed=2, pattern=r'^(?P<identity>[^/]+)/.*?(?P<camera>yard|door)_')
+    same(data, image_folder(own).load((16,8), seed=2))
+
+def test_a_split_is_kept(tmp_path, own, one_line):
+    data = load_data('folder', own, SIZE)
+    save_split(data, tmp_path/'run'/'split.json')
+    assert read_split(tmp_path/'run'/'split.json')=={k: getattr(data, k).names for k in PARTS}
+    for text in ('{', '[]', '{"train": []}'):
+        (tmp_path/'bad.json').write_text(text)
+        with pytest.raises(ValueError) as e: read_split(tmp_path/'bad.json')
+        one_line(e.value, tmp_path/'bad.json')
+
+def test_names_that_are_not_text(tmp_path):
+    "Linux allows any bytes in a name; the split must survive them."
+    name = os.fsdecode(b'a\xff')
+    try: put(tmp_path/name/'1_0.png')
+    except OSError: pytest.skip('this file system wants text')
+    for who in (name, 'b', 'c', 'd'):
+        for cam in (1, 2): put(tmp_path/who/f'{cam}_0.png'); put(tmp_path/who/f'{cam}_1.png')
+    data = load_data('folder', tmp_path, SIZE)
+    save_split(data, tmp_path/'split.json')
+    assert read_split(tmp_path/'split.json')['gallery']==data.gallery.names
+
+# --- a small real set, where it is at hand
+
+REAL = Path(os.environ.get('PRIVREID_TEST_MARKET') or Path(__file__).resolve().parents[2]/'shared'/'data'/'pku_reid_32ids')
+
+@pytest.mark.skipif(not REAL.is_dir(), reason='no real data set here; set PRIVREID_TEST_MARKET')
+def test_real_set():
+    data = market1501(REAL).load((64,32))
+    held = len(data.val_gallery.pids.unique())
+    train = len(data.train)+len(data.val_query)+len(data.val_gallery)
+    ids = len(data.train.pids.unique())+held
+    assert held==round(ids/5) and not set(data.train.pids.tolist())&set(data.val_gallery.pids.tolist())
+    for part in (data.query, data.val_query):
+        gallery = data.gallery if part is data.query else data.val_gallery
+        assert len(part) and all(((gallery.pids==p)&(gallery.cams!=c)).any() for p,c in zip(part.pids, part.cams))
+    raw = np.asarray(Image.open(REAL/data.query.names[0]).convert('RGB')).mean((0,1))
+    assert np.abs(data.query.images[0].float().mean((1,2)).numpy()-raw).max()<3
+    if REAL.name=='pku_reid_32ids': assert (train, len(data.query), len(data.gallery), ids)==(256, 32, 224, 16)
