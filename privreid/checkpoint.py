@@ -85,7 +85,7 @@ def read_tensors(path:Path|str)->tuple[dict[str,Tensor],dict]: # what `write_ten
         with safe_open(path, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['numbers'])
     except (SafetensorError, TypeError, KeyError, json.JSONDecodeError) as e: raise ValueError(f'{path} is not a whole checkpoint ({e}).') from None
 
-# %% ../nbs/04a_checkpoint.ipynb #730415af
+# %% ../nbs/04a_checkpoint.ipynb #bfd472d5
 class Checkpoint(Callback):
     "Write a checkpoint every few epochs, and keep the last two."
     def __init__(self,
@@ -97,7 +97,11 @@ class Checkpoint(Callback):
     def paths(self)->list[Path]: return sorted(self.folder.glob('epoch-*.safetensors'))
 
     def after_epoch(self, trainer):
-        if trainer.epoch%self.every or not trainer.accelerator.is_main_process: return
+        if not trainer.epoch%self.every: self.write(trainer)
+
+    def write(self, trainer:Trainer):
+        "Write a checkpoint now."
+        if not trainer.accelerator.is_main_process: return
         tensors,numbers = state(trainer)
         bad = next((k for k,v in tensors.items() if not v.isfinite().all()), None)
         if bad: raise FloatingPointError(f'Epoch {trainer.epoch}, after the last batch: {bad} is no longer finite. Lower lr, or train without mixed precision.')

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CROSSED', 'FOLDERS', 'ARMS', 'Arm', 'Experiment', 'Claim', 'claims', 'save_weights', 'load_weights', 'read_json',
-           'write_json', 'write_text', 'Log', 'Run', 'save_arm', 'run_experiment', 'refuse_changes', 'environment',
-           'picture_grid', 'load_run', 'load_arm', 'load_history', 'evaluate_run', 'settings_table', 'quality_table',
-           'snooper_table', 'summary', 'draw_losses', 'write_report']
+           'write_json', 'write_text', 'Log', 'Run', 'Fork', 'save_arm', 'run_experiment', 'refuse_changes',
+           'environment', 'picture_grid', 'load_run', 'load_arm', 'load_history', 'evaluate_run', 'settings_table',
+           'quality_table', 'snooper_table', 'summary', 'draw_losses', 'write_report']
 
-# %% ../nbs/07_experiments.ipynb #1aef9dd6
+# %% ../nbs/07_experiments.ipynb #73ec0d2b
 import base64, html, io, json, platform, warnings
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -30,7 +30,7 @@ from .desensitize import desensitizer
 from .evaluation import Validate, four_settings, image_quality, restart
 from .joint import PRESETS, Callback, Config, JointTraining, Progress, ReidTraining, Supervision, Trainer, check, preset
 from .pix2pix import UNetGenerator
-from .upgradation import Epsilons, Upgradation, Validation, draw_decisions
+from .upgradation import Epsilons, Upgradation, Validation, decide, draw_decisions
 
 # %% ../nbs/07_experiments.ipynb #fb820322
 @dataclass
@@ -75,7 +75,7 @@ class Experiment:
         generators = [nets[k] for k in ('G_X', 'G_Y')] if 'G_X' in nets else []
         return Arm(name, nets['reid'], *generators, seconds=trainer.seconds, history=trainer.history)
 
-# %% ../nbs/07_experiments.ipynb #178050bc
+# %% ../nbs/07_experiments.ipynb #c4a6b8d1
 @patch
 def upper(self:Experiment)->Arm:
     "AGW on raw images."
@@ -89,9 +89,11 @@ def base(self:Experiment)->Arm:
     return self.train('Base', ReidTraining, paired=True)
 
 @patch
-def without_upgradation(self:Experiment)->Arm:
+def without_upgradation(self:Experiment,
+    *callbacks:Callback, # that follow the validation
+)->Arm:
     "Joint training, supervised by desensitized images throughout."
-    return self.train('w/o U', JointTraining, (Validate(self.data),))
+    return self.train('w/o U', JointTraining, (Validate(self.data), *callbacks))
 
 @patch
 def with_upgradation(self:Experiment,
@@ -186,7 +188,7 @@ def write_json(value, path:Path): write_text(json.dumps(value, indent=1)+'\n', p
 def write_text(text:str, path:Path):
     with writing(path), atomic(path) as tmp: tmp.write_text(text, encoding='utf-8')
 
-# %% ../nbs/07_experiments.ipynb #3ee21c2e
+# %% ../nbs/07_experiments.ipynb #b93dbb49
 class Log(Callback):
     "Keep `history.jsonl` up to date: rewritten whole after each epoch, so it has neither torn nor doubled lines, whatever happens."
     def __init__(self, path:Path, arm:str, before:list[dict]): # rows of the arms before this one
@@ -194,6 +196,7 @@ class Log(Callback):
     def after_epoch(self, trainer):
         rows = self.before+[{'arm': self.arm}|row for row in trainer.history]
         if trainer.accelerator.is_main_process: write_text(''.join(json.dumps(r)+'\n' for r in rows), self.path)
+    after_fit = after_epoch   # an arm that another has trained to its end has no epoch of its own
 
 class Run(Experiment):
     "An experiment in a folder: what is finished is kept, what was interrupted goes on."
@@ -207,6 +210,7 @@ class Run(Experiment):
     def trainer(self, name:str, *args, **options)->Trainer:
         trainer,checkpoint = super().trainer(name, *args, **options), self.checkpoint(name)
         trainer.callbacks += [Log(self.folder/'history.jsonl', name, self.history[:]), checkpoint]
+        self.accelerator.wait_for_everyone()   # the main process may still be writing what all are to read
         checkpoint.load(trainer)
         return trainer
 
@@ -219,6 +223,16 @@ class Run(Experiment):
         self.history += [{'arm': name}|row for row in arm.history]
         return arm
 
+# %% ../nbs/07_experiments.ipynb #099f5ae8
+class Fork(Callback):
+    "Lay down the first checkpoint of an upgrading training while one without upgradation runs."
+    def __init__(self, upgradation:Upgradation, checkpoint:Checkpoint): self.upgradation,self.checkpoint = upgradation, checkpoint
+    def after_validate(self, trainer):
+        if self.checkpoint.paths(): return   # they have parted
+        upgrade = decide(trainer.validation, self.upgradation.state, self.upgradation.eps).action=='upgrade'
+        if upgrade or trainer.epoch==trainer.cfg.epochs: self.checkpoint.write(trainer)
+
+# %% ../nbs/07_experiments.ipynb #67f7c15b
 def save_arm(arm:Arm, folder:Path):
     "Write the weights of an arm into its folder of the run, and last that it is finished."
     to = folder/FOLDERS[arm.name]
@@ -226,7 +240,21 @@ def save_arm(arm:Arm, folder:Path):
     if arm.anonymizer: save_weights(arm.anonymizer, to/'anonymizer.safetensors'); save_weights(arm.recovery, to/'recovery.safetensors', secret=True)
     write_json(dict(seconds=arm.seconds, history=arm.history), to/'arm.json')
 
-# %% ../nbs/07_experiments.ipynb #67e7f5b8
+# %% ../nbs/07_experiments.ipynb #c3a6044f
+@patch
+def train_all(self:Run, arms:tuple[str,...])->tuple[list[Arm],float]: # trained arms; Base's rank-1 on validation, 0..1
+    "Train the arms in the order in which they need each other."
+    done,start = [], None
+    if 'Upper' in arms: done.append(self.upper())
+    if 'Base' in arms:
+        done.append(self.base())
+        start = self.start_rank1(done[-1])
+    fork = [Fork(Upgradation(start, self.eps), self.checkpoint('w/ U'))] if 'w/ U' in set(arms)-self.finished else []
+    if 'w/o U' in arms: done.append(self.without_upgradation(*fork))
+    if 'w/ U' in arms: done.append(self.with_upgradation(start))
+    return done, start
+
+# %% ../nbs/07_experiments.ipynb #2f793d89
 ARMS = tuple(FOLDERS)
 
 def run_experiment(
@@ -252,15 +280,11 @@ def run_experiment(
         with writing(folder):
             for stray in folder.rglob('.*.tmp'): stray.unlink()   # of a process that was killed while writing
     exp.accelerator.wait_for_everyone()
-    done = {}
-    for arm,recipe in {'Upper': exp.upper, 'Base': exp.base, 'w/o U': exp.without_upgradation}.items():
-        if arm in arms: done[arm] = recipe()
-    start = exp.start_rank1(done['Base']) if 'Base' in done else None
-    if 'w/ U' in arms: done['w/ U'] = exp.with_upgradation(start)
+    done,start = exp.train_all(arms)
     if not main: return {}
-    results = exp.test(list(done.values()))|dict(base_r1=start, environment=environment(exp.device))
+    results = exp.test(done)|dict(base_r1=start, environment=environment(exp.device))
     write_json(results, folder/'results.json')
-    with writing(folder/'pictures.png'), atomic(folder/'pictures.png') as tmp: picture_grid(exp, list(done.values())).savefig(tmp, format='png', dpi=130, bbox_inches='tight')
+    with writing(folder/'pictures.png'), atomic(folder/'pictures.png') as tmp: picture_grid(exp, done).savefig(tmp, format='png', dpi=130, bbox_inches='tight')
     write_report(folder)
     return results
 

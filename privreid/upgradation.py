@@ -107,7 +107,7 @@ def draw_decisions(
     for ax in axs: ax.legend(fontsize=8, loc='lower right')
     return axs[0].figure
 
-# %% ../nbs/05_upgradation.ipynb #e25e9f9c
+# %% ../nbs/05_upgradation.ipynb #f19a5251
 class Upgradation(Callback):
     "Apply the rule after each validation."
     def __init__(self,
@@ -115,6 +115,17 @@ class Upgradation(Callback):
         eps:Epsilons=Epsilons(),
     ):
         self.eps,self.state = eps, State(base_r1-eps.r1)
+
+    def before_fit(self, trainer):
+        "Catch up with the validations of a training that began without upgradation."
+        rows = trainer.history[:]
+        if any(h['kind']=='decision' for h in rows): return
+        trainer.history.clear()
+        for row in rows:
+            trainer.history.append(row)
+            if row['kind']!='validation': continue
+            trainer.validation = Validation(**{k: v for k,v in row.items() if k!='kind'})
+            self.after_validate(trainer)
 
     def after_validate(self, trainer):
         d = decide(trainer.validation, self.state, self.eps)
