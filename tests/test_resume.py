@@ -9,7 +9,6 @@ from privreid.cli import main
 from privreid.data import SyntheticPedestrians
 from privreid.desensitize import GaussianNoise
 from privreid.evaluation import Validate
-from privreid.experiments import run_experiment
 from privreid.joint import Callback, JointTraining, Supervision, Trainer, preset
 from privreid.upgradation import Upgradation
 
@@ -282,7 +281,7 @@ with open(f'{sys.argv[1]}/{a.process_index}.json', 'w') as f: json.dump(dict(wor
 def test_two_processes_resume_alike(tmp_path, street):
     (tmp_path/'two.py').write_text(TWO)
     done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', str(tmp_path/'two.py'), str(tmp_path)],
-                          env=os.environ|dict(OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true'), capture_output=True, text=True, timeout=300)
+                          env=os.environ|dict(OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true'), capture_output=True, text=True, timeout=600)
     assert done.returncode==0, done.stderr[-3000:]
     a,b = (json.loads((tmp_path/f'{i}.json').read_text()) for i in (0, 1))
     assert a['world']==b['world']==2 and a['epoch']==b['epoch']==2
