@@ -8,6 +8,8 @@ from nbdev.clean import clean_nb
 from nbdev.config import get_config
 from execnb.nbio import read_nb, write_nb
 
+WIDGET = 'application/vnd.jupyter.widget-view+json'
+
 class Client(NotebookClient):
     "A client that leaves cells alone (recorded outputs included) when a directive says so."
     skip = ()
@@ -22,6 +24,7 @@ def execute(path:Path, skip:list[str], timeout:int):
     client = Client(nb, timeout=timeout, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}})
     client.skip = skip
     asyncio.run(client.async_execute())
+    drop_widgets(nb)
     tmp = path.with_name(f'.{path.name}.tmp')
     nbformat.write(nb, tmp)
     os.replace(tmp, path)
@@ -30,7 +33,14 @@ def execute(path:Path, skip:list[str], timeout:int):
     write_nb(clean, path)
     print(f'{path.name}: {time.time()-start:.0f} s, {path.stat().st_size/1e3:.0f} kB')
 
+def drop_widgets(nb):
+    "Widgets (progress bars among them) are nothing but their last, stale state once the kernel is gone."
+    nb.metadata.pop('widgets', None)
+    for cell in nb.cells:
+        if 'outputs' in cell: cell.outputs = [o for o in cell.outputs if WIDGET not in o.get('data', {})]
+
 def main():
+    os.environ.pop('MPLBACKEND', None)   # the kernel draws inline; another backend would store no picture
     cfg = get_config()
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument('notebooks', nargs='*', type=Path, help='default: all in reading order')
