@@ -25,7 +25,7 @@ def add_config_options(parser:argparse.ArgumentParser):
         default = f"'{f.default}'" if isinstance(f.default, str) else f.default
         group.add_argument(f"--{f.name.replace('_', '-')}", type=kind, default=None, metavar=f.name.upper(), help=f'{helps[f.name]} (paper: {default})'.replace('%', '%%'))
 
-# %% ../nbs/11_cli.ipynb #711beca1
+# %% ../nbs/11_cli.ipynb #51db0114
 def _parser(full:bool=True)->argparse.ArgumentParser:
     "The parser; `full` adds the options that need PyTorch to be imported."
     p = argparse.ArgumentParser('privreid', description='Learnable privacy-preserving anonymization of pedestrian images.')
@@ -49,12 +49,13 @@ def _parser(full:bool=True)->argparse.ArgumentParser:
     check = data.add_parser('check', help='examine a data set', description='Examine a data set. Exit code: 0 fine, 1 something changes the numbers, 2 not usable.')
     check.add_argument('--data', required=True, help='data set, as for train: market1501, msmt17, cuhk03, cuhk03-labeled or folder')
     check.add_argument('--root', required=True, help='its folder')
+    check.add_argument('--pattern', help='own pictures, as for train: regular expression on their names')
     check.add_argument('--json', type=Path, metavar='FILE', help='write the result as JSON too')
     check.add_argument('--sheet', type=Path, metavar='FILE.png', help='write a contact sheet')
     check.add_argument('--desensitize', choices=('blur', 'pixelation'), help='hide the people on the contact sheet')
     return p
 
-# %% ../nbs/11_cli.ipynb #b0efdf33
+# %% ../nbs/11_cli.ipynb #c82d8f6b
 def _train(args)->None:
     from dataclasses import fields, replace
     from privreid.experiments import ARMS, load_history, load_run, run_experiment, summary
@@ -87,7 +88,7 @@ def _data(args)->int:
     from privreid.doctor import examine, save_sheet
     from privreid.files import atomic
     if args.desensitize and not args.sheet: raise ValueError('--desensitize is about the contact sheet: name its file with --sheet.')
-    result = examine(args.data, args.root)
+    result = examine(args.data, args.root, **({'pattern': args.pattern} if args.pattern else {}))
     print(result)
     if args.json:
         with atomic(args.json) as tmp: tmp.write_text(json.dumps(result.to_dict(), indent=1))

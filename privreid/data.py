@@ -6,8 +6,9 @@
 __all__ = ['PARTS', 'Split', 'to_float', 'to_uint8', 'ReidData', 'SyntheticPedestrians', 'show_pictures', 'split_validation',
            'choose_queries', 'save_data', 'read_data', 'PKSampler', 'draw_augmentation', 'augment']
 
-# %% ../nbs/00_data.ipynb #04914337
+# %% ../nbs/00_data.ipynb #92ccd38c
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -114,7 +115,7 @@ def show_pictures(
     plt.close(fig)
     return fig
 
-# %% ../nbs/00_data.ipynb #a1799f54
+# %% ../nbs/00_data.ipynb #140dcab5
 def split_validation(
     train:Split,
     seed:int=0,
@@ -138,10 +139,13 @@ def choose_queries(
     n:int,          # how many queries are wanted
 )->list[int]:       # positions
     "Choose up to `n` queries such that each still finds the person under another camera among the rest."
-    ask = []
+    rest,ask = Counter(cams), []
     for i,cam in enumerate(cams):
-        rest = {c for j,c in enumerate(cams) if j not in ask and j!=i}
-        if len(ask)<n and all(rest-{cams[q]} for q in ask+[i]): ask.append(i)
+        if len(ask)==n: break
+        rest[cam] -= 1
+        seen = {c for c,left in rest.items() if left}
+        if all(seen-{cams[q]} for q in ask+[i]): ask.append(i)
+        else: rest[cam] += 1
     return ask
 
 # %% ../nbs/00_data.ipynb #9a655a87

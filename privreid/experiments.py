@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CROSSED', 'FOLDERS', 'ARMS', 'Arm', 'Experiment', 'Claim', 'claims', 'save_weights', 'load_weights', 'read_json',
            'write_json', 'write_text', 'Log', 'Run', 'Fork', 'save_arm', 'run_experiment', 'refuse_changes',
-           'environment', 'picture_grid', 'load_run', 'load_arm', 'load_history', 'evaluate_run', 'settings_table',
-           'quality_table', 'snooper_table', 'summary', 'draw_losses', 'write_report']
+           'refuse_other_images', 'environment', 'picture_grid', 'load_run', 'load_arm', 'load_history', 'evaluate_run',
+           'settings_table', 'quality_table', 'snooper_table', 'summary', 'draw_losses', 'write_report']
 
-# %% ../nbs/07_experiments.ipynb #73ec0d2b
+# %% ../nbs/07_experiments.ipynb #0c2d28b9
 import base64, html, io, json, platform, warnings
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -23,8 +23,8 @@ from torch import nn
 import privreid
 from .agw import AGW
 from .checkpoint import Checkpoint, difference, write_tensors, writing
-from .data import ReidData, show_pictures, to_float
-from .datasets import load_data
+from .data import PARTS, ReidData, show_pictures, to_float
+from .datasets import load_data, read_split, save_split
 from .files import atomic
 from .desensitize import desensitizer
 from .evaluation import Validate, four_settings, image_quality, restart
@@ -32,7 +32,7 @@ from .joint import PRESETS, Callback, Config, JointTraining, Progress, ReidTrain
 from .pix2pix import UNetGenerator
 from .upgradation import Epsilons, Upgradation, Validation, decide, draw_decisions
 
-# %% ../nbs/07_experiments.ipynb #fb820322
+# %% ../nbs/07_experiments.ipynb #faaea095
 @dataclass
 class Arm:
     "A trained arm. `anonymizer` and `recovery` are None where the arm has no generators."
@@ -52,8 +52,9 @@ class Experiment:
     def __init__(self, cfg:Config, data:ReidData=None):
         self.cfg = check(cfg)
         self.accelerator = Accelerator(mixed_precision=cfg.precision)
-        counts = dict(train_ids=cfg.people, test_ids=cfg.test_people) if cfg.data=='synthetic' else {}
-        self.data = data or load_data(cfg.data, cfg.root, cfg.size, cfg.seed, **counts)
+        options = dict(train_ids=cfg.people, test_ids=cfg.test_people) if cfg.data=='synthetic' else {}
+        if cfg.pattern: options['pattern'] = cfg.pattern
+        self.data = data or load_data(cfg.data, cfg.root, cfg.size, cfg.seed, **options)
         self.identities = len(self.data.train.pids.unique())
         self.eps = Epsilons(cfg.eps_psnr, cfg.eps_ssim, cfg.eps_r1)
         self.desensitize = desensitizer(cfg.desensitizer).to(self.device)
@@ -254,7 +255,7 @@ def train_all(self:Run, arms:tuple[str,...])->tuple[list[Arm],float]: # trained 
     if 'w/ U' in arms: done.append(self.with_upgradation(start))
     return done, start
 
-# %% ../nbs/07_experiments.ipynb #2f793d89
+# %% ../nbs/07_experiments.ipynb #573d27f7
 ARMS = tuple(FOLDERS)
 
 def run_experiment(
@@ -274,8 +275,10 @@ def run_experiment(
     exp = Run(cfg, folder)
     main = exp.accelerator.is_main_process
     meta = dict(arms=list(arms), identities=exp.identities, processes=exp.accelerator.num_processes, environment=environment(exp.device))
-    if resume: refuse_changes(folder, meta)
-    elif main: write_json(asdict(cfg)|dict(run=meta), folder/'config.json')
+    if resume: refuse_changes(folder, meta); refuse_other_images(folder, exp.data)
+    elif main:
+        with writing(folder): save_split(exp.data, folder/'split.json')
+        write_json(asdict(cfg)|dict(run=meta), folder/'config.json')
     if main:
         with writing(folder):
             for stray in folder.rglob('.*.tmp'): stray.unlink()   # of a process that was killed while writing
@@ -295,6 +298,11 @@ def refuse_changes(folder:Path, now:dict):
     changed = {k: difference({k: begun.get(k)}, {k: v}) for k,v in now.items()}
     if changed.pop('environment', ''): warnings.warn(f"{folder} goes on under other conditions ({difference(begun.get('environment') or {}, now['environment'])}): results may differ in the last digits.")
     if any(changed.values()): raise ValueError(f"{folder} was begun with another set-up ({', '.join(filter(None, changed.values()))}): resume it without changes, or begin a new run.")
+
+def refuse_other_images(folder:Path, data:ReidData):
+    begun = read_split(folder/'split.json')
+    other = [part for part in PARTS if begun[part]!=getattr(data, part).names]
+    if other: raise ValueError(f"{folder} was begun with other images ({', '.join(other)} differ): bring those back, or begin a new run.")
 
 def environment(device)->dict:
     "What the numbers were made on."

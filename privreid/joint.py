@@ -23,12 +23,13 @@ from .data import PKSampler, Split, augment, draw_augmentation, to_float
 from .desensitize import desensitizer
 from .pix2pix import PatchGAN, UNetGenerator, discriminator_loss, gan_loss, unet_depth
 
-# %% ../nbs/04_joint.ipynb #25d49a4d
+# %% ../nbs/04_joint.ipynb #70ae9024
 @dataclass(frozen=True)
 class Config:
     "The set-up of a training; defaults are the paper's (section 4.2) or, where it is silent, its authors'."
     data:str='market1501'       # data set: synthetic, market1501, msmt17, cuhk03, cuhk03-labeled or folder (your own)
     root:str=''                 # folder of the data set, or a CSV manifest of your own; synthetic people have none
+    pattern:str=''              # own pictures: regular expression on their names with the groups identity, camera and, if wanted, split
     people:int=128              # synthetic data: people to train and validate on
     test_people:int=48          # synthetic data: people to test on
     height:int=256              # image height, pixels

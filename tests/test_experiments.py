@@ -1,6 +1,8 @@
 "Arms that share what they have in common end as if each had trained alone."
-import pytest
-from privreid.experiments import load_history, run_experiment
+import pytest, torch
+from privreid.data import SyntheticPedestrians
+from privreid.datasets import save_split
+from privreid.experiments import load_history, refuse_other_images, run_experiment
 from privreid.joint import preset
 
 TINY = dict(people=8, test_people=4, epochs=3, batch=16, ngf=4, ndf=4, validate_every=1, milestones=(2,), eps_psnr=99., eps_ssim=9.)
@@ -21,3 +23,15 @@ def test_forked_training_equals_the_whole_one(tmp_path, eps_r1, upgrades):
     assert len(actions)==3 and ('upgrade' in actions)==upgrades
     assert (weights(tmp_path/'forked', 'with-u')==weights(tmp_path/'forked', 'without-u'))!=upgrades
     assert not list(tmp_path.rglob('checkpoints'))
+
+def test_other_images_are_refused(tmp_path):
+    "A run is not resumed on images that came or went in between."
+    data = SyntheticPedestrians(train_ids=5, test_ids=2, distractors=1, cameras=2, size=(64,32)).draw()
+    save_split(data, tmp_path/'split.json')
+    refuse_other_images(tmp_path, data)
+    data.gallery = data.gallery[torch.arange(1, len(data.gallery))]
+    with pytest.raises(ValueError, match=r'other images \(gallery differ\)'): refuse_other_images(tmp_path, data)
+
+def test_pattern_reaches_the_reader(tmp_path):
+    with pytest.raises(ValueError, match="no option 'pattern'"): run_experiment(preset('demo', data='market1501', root=str(tmp_path), pattern='x'), tmp_path/'run')
+    assert not (tmp_path/'run').exists()
