@@ -189,22 +189,24 @@ class Log(Callback):
         with open(self.path, 'a', encoding='utf-8') as f: f.writelines(json.dumps({'arm': self.arm}|row)+'\n' for row in new)
     after_fit = after_epoch
 
-# %% ../nbs/07_experiments.ipynb #8d00753a
+# %% ../nbs/07_experiments.ipynb #d7d434b3
 ARMS = tuple(FOLDERS)
 
 def run_experiment(
     cfg:Config,
     folder:str|Path,          # must not exist or be empty
     arms:tuple[str,...]=ARMS, # 'w/ U' needs 'Base'
+    backbone:dict=None,       # weights 'upper': state dict of the backbone of an Upper that was trained elsewhere
 )->dict:                      # results
     "Train, test and report the arms of the paper."
     folder = Path(folder).expanduser()
     unknown = set(arms)-set(ARMS)
     if unknown: raise ValueError(f"arm '{min(unknown)}' is unknown: choose from {', '.join(ARMS)}.")
-    if cfg.weights=='upper' and 'Upper' not in arms: raise ValueError("weights 'upper' need arm 'Upper', which lends its backbone: add the arm, or choose other weights.")
+    if cfg.weights=='upper' and 'Upper' not in arms and not backbone: raise ValueError("weights 'upper' need arm 'Upper', which lends its backbone: add the arm, or choose other weights.")
     if 'w/ U' in arms and 'Base' not in arms: raise ValueError("arm 'w/ U' needs arm 'Base': its first rank-1 to beat comes from there.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise FileExistsError(f'{folder} already holds something: name another folder for this run.')
     exp = Experiment(cfg, [lambda arm: Log(folder/'history.jsonl', arm)])
+    exp.backbone = backbone
     main = exp.accelerator.is_main_process
     meta = dict(privreid=privreid.__version__, identities=exp.identities, arms=list(arms))
     if main:
