@@ -72,7 +72,7 @@ def draw_key(
         parts.append(part.assign(**dict(zip(('desensitizer', 'arm', 'setting'), group))))
     return pd.concat(parts)[['group', 'pair', 'rater', 'desensitizer', 'arm', 'setting', 'left', 'right', 'same']].reset_index(drop=True)
 
-# %% ../nbs/07a_verification.ipynb #cd6cb205
+# %% ../nbs/07a_verification.ipynb #89c67df1
 def pair_images(
     split:Split,
     pairs:pd.DataFrame, # with columns left and right
@@ -82,7 +82,7 @@ def pair_images(
 )->list[Tensor]:        # left and right, uint8 (N,3,H,W)
     "The two pictures of each pair."
     restart(protect)
-    def see(side, kind): return apply(lambda x: to_uint8(protect(x) if kind=='protected' else x), split.images[pairs[side].values], device)
+    def see(side, kind): return apply(lambda x: to_uint8(protect(x) if kind=='protected' else x), split.images[pairs[side].tolist()], device)
     return [see(side, kind) for side,kind in zip(('left', 'right'), setting.split('-'))]
 
 def write_group(
