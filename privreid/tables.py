@@ -7,7 +7,7 @@ __all__ = ['SAVED', 'KEYS', 'PAPER_DATA', 'DIGITS', 'TITLES', 'CAPTIONS', 'unpro
            'saved_recovery', 'paper', 'same_row', 'published', 'side_by_side', 'as_printed', 'markdown', 'latex',
            'write_table']
 
-# %% ../nbs/07b_tables.ipynb #f0052069
+# %% ../nbs/07b_tables.ipynb #6227d414
 import io, json
 from dataclasses import asdict
 from functools import lru_cache
@@ -22,6 +22,7 @@ from .data import to_float, to_uint8
 from .evaluation import four_settings, image_quality
 from .experiments import Arm, Experiment
 from .files import atomic
+from .verification import wilson
 
 # %% ../nbs/07b_tables.ipynb #e7bb4cee
 def unprotected(exp:Experiment, upper:Arm, arm:Arm)->dict: # images -> setting -> metrics
@@ -92,23 +93,27 @@ def published(
     rows = [(*_keys(table, path), value) for path,value in _leaves({k: v for k,v in paper()[f'table{table}'].items() if k!='note'})]
     return pd.DataFrame(rows, columns=['data', *KEYS[table], 'metric', 'published']).astype(dict(published=float))
 
-# %% ../nbs/07b_tables.ipynb #c9a722ea
+# %% ../nbs/07b_tables.ipynb #7cfa499c
 _ORDER = ['–', 'raw', 'blur', 'pixelation', 'noise', 'desensitized', 'anonymized', 'Base', 'w/o U', 'w/ U', 'Upper', 'AGW', 'ours', 'float', 'png', 'jpeg 95', 'jpeg 90', 'jpeg 75',
           'raw-raw', 'raw-protected', 'protected-raw', 'protected-protected', 'raw-recovered', 'recovered-raw', 'recovered-recovered']
 
 def side_by_side(
     table:int,
-    obtained:pd.DataFrame, # data, the columns of KEYS, seed, metric, value
-)->pd.DataFrame: # …, metric, published, published_on, obtained, std, seeds
+    obtained:pd.DataFrame, # data, the columns of KEYS, seed, metric, value; for rates perhaps also right and n
+)->pd.DataFrame: # …, metric, published, published_on, obtained, std, seeds; for rates also Wilson's low and high
     "Mean and standard deviation over seeds, beside the paper's numbers."
     keys = ['data', *KEYS[table], 'metric']
     found = obtained.groupby(keys, sort=False).value.agg(['mean', 'std', 'count']).reset_index().set_axis([*keys, 'obtained', 'std', 'seeds'], axis=1)
     found.insert(len(keys), 'published_on', found.data.map(PAPER_DATA).fillna('Market-1501'))
+    if 'n' in obtained: found = found.join(_intervals(obtained.groupby(keys, sort=False)[['right', 'n']].sum()), on=keys)
     found = found.merge(published(table).rename(columns=dict(data='published_on')), 'left', ['published_on', *keys[1:]])
     found.insert(len(keys), 'published', found.pop('published'))
     return found.sort_values(list(KEYS[table]), key=lambda c: c.map({v: i for i,v in enumerate(_ORDER)}), kind='stable').sort_values('data', kind='stable', ignore_index=True)
 
-# %% ../nbs/07b_tables.ipynb #b7aa189c
+def _intervals(counts:pd.DataFrame)->pd.DataFrame: # with columns right, n -> low, high, percent
+    return pd.DataFrame([[100*v for v in wilson(int(r.right), int(r.n))] for r in counts.itertuples()], counts.index, ['low', 'high'])
+
+# %% ../nbs/07b_tables.ipynb #c83ef02a
 DIGITS = dict(psnr=2, pooled=2, ssim=2)   # all others are percentages, with one
 TITLES = dict(rank1='rank-1, %', rank5='rank-5, %', mAP='mAP, %', mINP='mINP, %', human='people right, %', machine='machine right, %', psnr='PSNR, dB', pooled='pooled PSNR, dB', ssim='SSIM')
 
@@ -120,7 +125,8 @@ def as_printed(tidy:pd.DataFrame)->pd.DataFrame: # of text
     for _,r in tidy.iterrows():
         digits,row = DIGITS.get(r.metric, 1), rows.setdefault(tuple(r[keys]), {})
         if tidy.published[tidy.metric==r.metric].notna().any(): row[f'{TITLES[r.metric]}: paper'] = text(r.published, digits)
-        row[f'{TITLES[r.metric]}: here'] = text(r.obtained, digits)+('' if pd.isna(r['std']) else f" ± {text(r['std'], digits)}")
+        interval = '' if pd.isna(r.get('low')) else f' ({text(r.low, digits)} to {text(r.high, digits)})'
+        row[f'{TITLES[r.metric]}: here'] = text(r.obtained, digits)+('' if pd.isna(r['std']) else f" ± {text(r['std'], digits)}")+interval
     return pd.DataFrame([dict(zip(keys, k))|row for k,row in rows.items()]).fillna('–')
 
 def markdown(df:pd.DataFrame)->str: # df of text
@@ -135,9 +141,9 @@ def latex(df:pd.DataFrame, caption:str)->str:
     return '\n'.join([r'\begin{table}', rf'\caption{{{caption.translate(escape)}}}', rf'\begin{{tabular}}{{{"l"*df.shape[1]}}}', r'\toprule', line(df.columns), r'\midrule',
                       *(line(r) for r in df.values), r'\bottomrule', r'\end{tabular}', r'\end{table}', ''])
 
-# %% ../nbs/07b_tables.ipynb #65c0bce3
+# %% ../nbs/07b_tables.ipynb #ba2ca239
 CAPTIONS = {1: 'Re-ID of an unprotected AGW, trained on raw images, on desensitized and anonymized images',
-            2: 'Human verification: same person or not? 50 % is guessing. Beside it the rank-1 of the trained model, and an unprotected AGW that answers the same pairs, its threshold chosen on validation people',
+            2: 'Human verification: same person or not? 50 % is guessing. Beside it the rank-1 of the trained model, and an unprotected AGW that answers the same pairs, its threshold chosen on validation people. In brackets: 95 % intervals (Wilson)',
             3: 'Likeness of recovered to raw images; protected images were kept as floats, or saved as PNG or JPEG (by quality) before they were recovered. The paper\'s PSNR is pooled over all images',
             4: 'Re-ID on recovered images by an unprotected AGW and by ours',
             5: 'Re-ID in four settings (query-gallery)'}
