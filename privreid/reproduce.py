@@ -237,7 +237,7 @@ def make_figures(numbers:list[int], jobs:list[Job], out:Path)->list[Path]:
             if n in GRIDS: paths += save_figure(grid(n, {d: shown[d] for d in ([figure8(hide)] if n==8 else hide)}), out/'figures', f'figure{n}-{data}')
     return paths
 
-# %% ../nbs/07d_reproduce.ipynb #0da576e3
+# %% ../nbs/07d_reproduce.ipynb #95acbaf4
 def reproduce(
     cfg:Config,                    # set-up of all trainings; data, root, desensitizer and seed come from the next arguments
     out:str|Path,                  # folder for runs, tables and figures; the same folder again goes on
@@ -252,6 +252,7 @@ def reproduce(
     "Train what is missing, and write tables and figures of the paper."
     out,data = Path(out).expanduser(), data or {cfg.data: cfg.root}
     if 9 in numbers: needs_sklearn()
+    if pairs<2 or pairs%2 or raters<1: raise ValueError(f'{pairs} pairs for {raters} raters: give an even number of pairs, half of one person and half of two, and at least one rater.')
     for root in filter(None, data.values()):
         if not Path(root).expanduser().is_dir(): raise FileNotFoundError(f'{root} is not a folder: give each data set as NAME=FOLDER.')
     jobs,process = plan(cfg, numbers, data, desensitizers, seeds), PartialState()

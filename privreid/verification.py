@@ -140,7 +140,7 @@ def score_answers(answers:pd.DataFrame, key:pd.DataFrame)->pd.DataFrame: # index
         rows[g] = dict(right=right, n=n, unanswered=len(part)-n, accuracy=right/n if n else np.nan, low=low, high=high)
     return pd.DataFrame(rows).T.astype(dict(right=int, n=int, unanswered=int))
 
-# %% ../nbs/07a_verification.ipynb #c7d9742b
+# %% ../nbs/07a_verification.ipynb #be43e33a
 def feature_distance(reid:nn.Module, images:list[Tensor], device='cpu')->Tensor: # (N,)
     "Distance between the features of left and right pictures."
     reid.eval()
@@ -149,11 +149,10 @@ def feature_distance(reid:nn.Module, images:list[Tensor], device='cpu')->Tensor:
 
 def best_threshold(distance:Tensor, same:Tensor)->float:
     "The threshold under which 'same' is right most often."
-    ordered,index = distance.sort()
-    gain = torch.where(same[index], 1, -1).cumsum(0)                     # right answers won by moving the threshold past each
-    at = int(gain.argmax())
-    if gain[at]<=0: return ordered[0].item()-1e-6                        # best to call none the same
-    return ordered[at].item()+1e-6 if at==len(ordered)-1 else ordered[at:at+2].mean().item()
+    levels = distance.unique()                                            # in ascending order
+    cuts = torch.cat([levels[:1]-1, (levels[1:]+levels[:-1])/2, levels[-1:]+1])
+    right = ((distance[:,None]<cuts)==same[:,None]).sum(0)                # (cuts,)
+    return cuts[right.argmax()].item()
 
 def machine_rater(
     reid:nn.Module,             # unprotected AGW
