@@ -209,7 +209,7 @@ def table2(t:Trained, study:Study)->list:
         rows.append((where, dict(human=rate(**people), machine=rate(**found), rank1=100*t.results['arms'][arm]['settings'][setting]['rank1'])))
     return rows
 
-# %% ../nbs/07d_reproduce.ipynb #2e831beb
+# %% ../nbs/07d_reproduce.ipynb #0c289f86
 def make_tables(numbers:list[int], jobs:list[Job], out:Path, studies:dict[str,Study])->list[Path]:
     "Measure what is missing, and write the tables."
     rows = {n: [] for n in numbers}
@@ -223,16 +223,17 @@ def make_tables(numbers:list[int], jobs:list[Job], out:Path, studies:dict[str,St
     return [path for n in numbers for path in write_table(n, side_by_side(n, pd.DataFrame(rows[n])), out/'tables')]
 
 def make_figures(numbers:list[int], jobs:list[Job], out:Path)->list[Path]:
-    "Draw the figures from the runs of the first seed."
+    "Draw the figures of each data set from the runs of its first seed."
     paths = []
-    for data,seed in {j.cfg.data: j.cfg.seed for j in reversed(jobs)}.items():
-        arms = {(j.desensitizer, a): j for j in jobs for a in j.arms if (j.cfg.data, j.cfg.seed)==(data, seed)}
-        shown,hide = {}, tuple(dict.fromkeys(d for d,_ in arms if d!='–'))
+    for data in dict.fromkeys(j.cfg.data for j in jobs if numbers):
+        seed = next(j.cfg.seed for j in jobs if j.cfg.data==data)
+        where = {(j.desensitizer, a): j for j in jobs for a in j.arms if (j.cfg.data, j.cfg.seed)==(data, seed)}
+        hide,shown = tuple(dict.fromkeys(d for d,_ in where if d!='–')), {}
         for d in hide:
-            t = Trained(arms[d, 'w/ U'], out)
-            mine = {a: load_arm(out/'runs'/j.name, a, t.exp.device) for (of,a),j in arms.items() if of in (d, '–') and (9 in numbers or a in ('w/o U', 'w/ U'))}
-            shown[d] = stages(t.exp, {a: m for a,m in mine.items() if m.anonymizer})
-            if 9 in numbers: paths += save_figure(feature_map(t.exp, {a: mine[a] for a in ('Upper', 'Base', 'w/o U', 'w/ U')}), out/'figures', f'figure9-{data}-{d}')
+            t = Trained(where[d, 'w/ U'], out)
+            arms = {a: load_arm(out/'runs'/j.name, a, t.exp.device) for (of,a),j in where.items() if of in (d, '–')}
+            shown[d] = stages(t.exp, {a: arm for a,arm in arms.items() if arm.anonymizer})
+            if 9 in numbers: paths += save_figure(feature_map(t.exp, {a: arms[a] for a in ('Upper', 'Base', 'w/o U', 'w/ U')}), out/'figures', f'figure9-{data}-{d}')
         for n in numbers:
             if n in GRIDS: paths += save_figure(grid(n, {d: shown[d] for d in ([figure8(hide)] if n==8 else hide)}), out/'figures', f'figure{n}-{data}')
     return paths

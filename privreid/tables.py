@@ -141,7 +141,7 @@ def latex(df:pd.DataFrame, caption:str)->str:
     return '\n'.join([r'\begin{table}', rf'\caption{{{caption.translate(escape)}}}', rf'\begin{{tabular}}{{{"l"*df.shape[1]}}}', r'\toprule', line(df.columns), r'\midrule',
                       *(line(r) for r in df.values), r'\bottomrule', r'\end{tabular}', r'\end{table}', ''])
 
-# %% ../nbs/07b_tables.ipynb #ba2ca239
+# %% ../nbs/07b_tables.ipynb #5d9d4d5d
 CAPTIONS = {1: 'Re-ID of an unprotected AGW, trained on raw images, on desensitized and anonymized images',
             2: 'Human verification: same person or not? 50 % is guessing. Beside it the rank-1 of the trained model, and an unprotected AGW that answers the same pairs, its threshold chosen on validation people. In brackets: 95 % intervals (Wilson)',
             3: 'Likeness of recovered to raw images; protected images were kept as floats, or saved as PNG or JPEG (by quality) before they were recovered. The paper\'s PSNR is pooled over all images',
@@ -151,7 +151,7 @@ CAPTIONS = {1: 'Re-ID of an unprotected AGW, trained on raw images, on desensiti
 def write_table(table:int, tidy:pd.DataFrame, folder:Path)->list[Path]:
     "Write a table as CSV, Markdown and LaTeX."
     strange = [d for d in tidy.data.unique() if d not in PAPER_DATA]
-    caption = f'Table {table}. {CAPTIONS[table]}.'+(f" The paper has no {', '.join(strange)}: its numbers are those of Market-1501, for orientation." if strange else '')
+    caption = f'Table {table}. {CAPTIONS[table]}.'+(f" Not in the paper: {', '.join(strange)}. Beside it stand the numbers of Market-1501, for orientation." if strange else '')
     shown = as_printed(tidy)
     texts = dict(csv=tidy.to_csv(index=False), md=f'{caption}\n\n{markdown(shown)}', tex=latex(shown, caption))
     paths = [Path(folder)/f'table{table}.{kind}' for kind in texts]
