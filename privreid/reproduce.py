@@ -7,14 +7,15 @@ __all__ = ['TABLES', 'FIGURES', 'NEEDS', 'Job', 'figure8', 'plan', 'state', 'kno
            'train_missing', 'Trained', 'table1', 'table3', 'table4', 'table5', 'Study', 'write_study', 'ask_machine',
            'table2', 'make_tables', 'make_figures', 'reproduce']
 
-# %% ../nbs/07d_reproduce.ipynb #9aa78f4c
+# %% ../nbs/07d_reproduce.ipynb #b8a29bc4
 import json, shutil
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from accelerate import PartialState
+from .data import ReidData
 from .experiments import ARMS, FOLDERS, Arm, Experiment, load_arm, load_run, run_experiment, write_json
 from .figures import GRIDS, feature_map, grid, needs_sklearn, save_figure, stages
 from .joint import Config, check
@@ -26,7 +27,7 @@ TABLES,FIGURES = (1, 2, 3, 4, 5), (6, 7, 8, 9, 10)
 NEEDS = {1: {'Upper', 'w/ U'}, 2: {'Upper', 'Base', 'w/ U'}, 3: {'w/ U'}, 4: {'Upper', 'w/ U'}, 5: set(ARMS),
          6: {'w/ U'}, 7: {'w/ U'}, 8: {'w/o U', 'w/ U'}, 9: set(ARMS), 10: {'w/o U', 'w/ U'}}
 
-# %% ../nbs/07d_reproduce.ipynb #7cc81da0
+# %% ../nbs/07d_reproduce.ipynb #e0f83739
 @dataclass(frozen=True)
 class Job:
     "Arms that are trained together, in a run folder of their own."
@@ -36,7 +37,7 @@ class Job:
     @property
     def desensitizer(self)->str: return '–' if self.arms==('Upper',) else self.cfg.desensitizer
     @property
-    def name(self)->str: return '-'.join([self.cfg.data, f'seed{self.cfg.seed}', *[self.desensitizer][:self.desensitizer!='–'], FOLDERS[self.arms[-1]]])
+    def name(self)->str: return '-'.join(p for p in (self.cfg.data, f'seed{self.cfg.seed}', self.desensitizer, FOLDERS[self.arms[-1]]) if p!='–')
     @property
     def upper(self)->'Job':
         "The job that trains Upper for the same data and seed."
@@ -118,14 +119,14 @@ def train_missing(jobs:list[Job], out:Path):
         run_experiment(job.cfg, folder, job.arms, backbone=lent)
         process.wait_for_everyone()
 
-# %% ../nbs/07d_reproduce.ipynb #4b297581
+# %% ../nbs/07d_reproduce.ipynb #c5c581c4
 class Trained:
     "A finished job: its results, its measurements, and on demand its data and networks."
     def __init__(self, job:Job, out:Path): self.job,self.out,self.folder = job, out, out/'runs'/job.name
     @cached_property
     def results(self)->dict: return json.loads((self.folder/'results.json').read_text(encoding='utf-8'))
     @cached_property
-    def exp(self)->Experiment: return Experiment(self.job.cfg)
+    def exp(self)->Experiment: return Experiment(self.job.cfg, data=_data(self.job.upper.cfg))
     @cached_property
     def upper(self)->Arm: return load_arm(self.out/'runs'/self.job.upper.name, 'Upper', self.exp.device)
     def arm(self, name:str)->Arm: return load_arm(self.folder, name, self.exp.device)
@@ -139,6 +140,9 @@ class Trained:
         kept = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
         if name not in kept: write_json(kept|{name: measure()}, path)
         return kept[name] if name in kept else json.loads(path.read_text(encoding='utf-8'))[name]
+
+@lru_cache(maxsize=1)
+def _data(cfg:Config)->ReidData: return Experiment(cfg).data   # the same for all desensitizers: read once
 
 # %% ../nbs/07d_reproduce.ipynb #a437f3cf
 def _percent(found:dict, *names)->dict: return {n: 100*found[n] for n in names or ('rank1', 'mAP')}
@@ -161,7 +165,7 @@ def table4(t:Trained)->list:
 def table5(t:Trained)->list:
     return [((t.job.desensitizer, a, s), _percent(v, 'rank1', 'rank5', 'mAP', 'mINP')) for a,row in t.results['arms'].items() for s,v in row['settings'].items()]
 
-# %% ../nbs/07d_reproduce.ipynb #e1468e94
+# %% ../nbs/07d_reproduce.ipynb #be8336c3
 @dataclass(frozen=True)
 class Study:
     "The human verification on one data set."
@@ -173,7 +177,8 @@ class Study:
     def key(self)->pd.DataFrame: return pd.read_csv(self.folder/'key.csv')
     def scores(self)->pd.DataFrame: # by (desensitizer, arm, setting); nobody has answered: no rows
         "What people answered."
-        key,scores = self.key(), score_answers(read_answers(self.folder), self.key())
+        key = self.key()
+        scores = score_answers(read_answers(self.folder), key)
         groups = key.drop_duplicates('group').set_index('group')[['desensitizer', 'arm', 'setting']]
         return groups.join(scores[scores.n>0], how='inner').set_index(['desensitizer', 'arm', 'setting'])
 
