@@ -255,7 +255,7 @@ def train_all(self:Run, arms:tuple[str,...])->tuple[list[Arm],float]: # trained 
     if 'w/ U' in arms: done.append(self.with_upgradation(start))
     return done, start
 
-# %% ../nbs/07_experiments.ipynb #573d27f7
+# %% ../nbs/07_experiments.ipynb #a4785048
 ARMS = tuple(FOLDERS)
 
 def run_experiment(
@@ -263,16 +263,18 @@ def run_experiment(
     folder:str|Path,          # must not exist or be empty; to resume: a run's folder
     arms:tuple[str,...]=ARMS, # 'w/ U' needs 'Base'
     resume:bool=False,        # go on with an interrupted run
+    backbone:dict=None,       # weights 'upper': state dict of the backbone of an Upper that was trained elsewhere
 )->dict:                      # results
     "Train, test and report the arms of the paper."
     folder = Path(folder).expanduser()
     unknown = set(arms)-set(ARMS)
     if unknown: raise ValueError(f"arm '{min(unknown)}' is unknown: choose from {', '.join(ARMS)}.")
-    if cfg.weights=='upper' and 'Upper' not in arms: raise ValueError("weights 'upper' need arm 'Upper', which lends its backbone: add the arm, or choose other weights.")
+    if cfg.weights=='upper' and 'Upper' not in arms and not backbone: raise ValueError("weights 'upper' need arm 'Upper', which lends its backbone: add the arm, or choose other weights.")
     if 'w/ U' in arms and 'Base' not in arms: raise ValueError("arm 'w/ U' needs arm 'Base': its first rank-1 to beat comes from there.")
     if resume: refuse_changes(folder, asdict(cfg)|dict(arms=list(arms)))
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise FileExistsError(f'{folder} already holds something: name another folder for this run, or resume the run in it.')
     exp = Run(cfg, folder)
+    exp.backbone = backbone
     main = exp.accelerator.is_main_process
     meta = dict(arms=list(arms), identities=exp.identities, processes=exp.accelerator.num_processes, environment=environment(exp.device))
     if resume: refuse_changes(folder, meta); refuse_other_images(folder, exp.data)
