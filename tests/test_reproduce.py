@@ -320,7 +320,7 @@ def test_again_trains_nothing_and_measures_nothing(made, reproduce):
     assert code==0 and '0 to train' in said
     assert {p: p.stat().st_mtime_ns for p in (out/'runs').rglob('*')}==before
 
-def test_an_interrupted_run_is_trained_anew(made, reproduce):
+def test_an_interrupted_run_goes_on(made, reproduce):
     out,_ = made
     run = out/'runs'/'synthetic-seed0-blur-without-u'
     once,upper = json.loads((run/'results.json').read_text())['arms']['w/o U']['settings'], (out/'runs'/'synthetic-seed0-upper'/'results.json').stat().st_mtime_ns
