@@ -51,10 +51,10 @@ class NonLocal(nn.Module):
         y = (g@phi.transpose(1, 2)/theta.shape[-1])@theta                         # (B,inter,N): inter² products instead of N²
         return x+self.out(y.unflatten(2, x.shape[-2:]))
 
-# %% ../nbs/03_agw.ipynb #8eac0753
+# %% ../nbs/03_agw.ipynb #3808b0b7
 class Mini(nn.Module):
     "A small ResNet (one `BasicBlock` a stage, no max pooling) for pictures of 64 to 128 pixels."
-    def __init__(self, width:int=16):
+    def __init__(self, width:int=12):
         super().__init__()
         self.inplanes = width
         self.conv1,self.bn1,self.relu = nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU()

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
-# %% ../nbs/00a_pedestrians.ipynb #be009510
-PERSON = dict(height=(.93, 1.03), build=(.85, 1.2), head=(.9, 1.1), skin=5, hair=5, hair_style=4, hat=8,
-              upper=3, trim=3, pattern=8, repeat=(.85, 1.2), tone=(.93, 1.07), sleeve=3, coat=4,
-              lower=2, lower_kind=8, stripe=3, shoes=4, bag=8, accent=4, gait=(.45, .7))
+# %% ../nbs/00a_pedestrians.ipynb #50034d60
+PERSON = dict(height=(.97, 1.), build=(.97, 1.05), head=(.9, 1.1), skin=5, hair=2, hair_style=4, hat=14,
+              upper=4, pattern=8, repeat=(.6, 1.5), tone=(.98, 1.02), sleeve=3, coat=8,
+              lower=2, lower_kind=16, stripe=3, shoes=2, bag=16, accent=4, gait=(.45, .7))
 CAMERA = dict(horizon=(.2, .42), wall=(.25, .8), wall_tint=(-.06, .06), texture=5, texture_scale=(.7, 1.4),
               ground=(.3, .65), ground_tint=(-.05, .05), tiles=3, gain=(.65, 1.2), red=(.82, 1.2), blue=(.82, 1.2),
               gamma=(.8, 1.25), side_light=(-.7, .7), yaw=(0, 2*math.pi), spread=(.75, 2.), distance=(.84, .97),
@@ -38,14 +38,14 @@ def stack(rows:list[dict])->dict[str,Tensor]:
     "Rows to columns: field -> tensor `(B,1,1)`, ready to broadcast over pixels."
     return {k: torch.tensor([r[k] for r in rows]).view(-1,1,1) for k in rows[0]}
 
-# %% ../nbs/00a_pedestrians.ipynb #6e0fc4e2
-DRAWING = 1   # raise this when the pictures change, so that caches of the old ones are not used
+# %% ../nbs/00a_pedestrians.ipynb #7daf1191
+DRAWING = 2   # raise this when the pictures change, so that caches of the old ones are not used
 
 def _palette(s): return torch.tensor([[int(h[i:i+2], 16)/255 for i in (0,2,4)] for h in s.split()])
 
 PALETTES = dict(skin=_palette('f0c8a8 dca882 c08a60 8e5c3c 5a3a28'), hair=_palette('1c1814 3a2618 6e4826 b08a4c 8e8a88'),
-                upper=_palette('2b2d36 cfccc2 40587a'),
-                lower=_palette('22242b 4c5260'), shoes=_palette('181818 dedad2 6a4830 84302e'),
+                upper=_palette('2b2d36 c4c0b4 2c3452 c9c0a6'),   # two pairs, dark and light
+                lower=_palette('22242b 30323a'), shoes=_palette('181818 5a5a58'),
                 accent=_palette('b84a40 c8ac4a 3c74a4 303034'))
 
 def colour(palette:str, choice:Tensor)->Tensor:
@@ -122,7 +122,7 @@ def shade(
     "Round a flat colour: darker towards the edge."
     return colour*(1-.35*off[:,None]**2)
 
-# %% ../nbs/00a_pedestrians.ipynb #a315bf86
+# %% ../nbs/00a_pedestrians.ipynb #b815811c
 class Person:
     "A batch of people on a `Canvas`: attributes, pose, and the projection of body points onto the picture."
     def __init__(self,
@@ -140,7 +140,7 @@ class Person:
         self.v = (canvas.y-self.top)/self.size                 # body height of each pixel row: 0 crown .. 1 sole
         self.skin,self.hair,self.shoes,self.accent = (colour(k, who[k]) for k in ('skin', 'hair', 'shoes', 'accent'))
         tone = who['tone'][:,None]
-        self.upper,self.lower,self.trim = colour('upper', who['upper'])*tone, colour('lower', who['lower'])*tone, colour('upper', who['trim'])
+        self.upper,self.lower,self.trim = colour('upper', who['upper'])*tone, colour('lower', who['lower'])*tone, colour('upper', who['upper']^1)
 
     def at(self, X, Z, v):
         "Body point to picture point."

@@ -77,7 +77,7 @@ def test_a_run_with_another_setup_is_refused(tmp_path, one_line):
     assert state(job, tmp_path)=='interrupted'
     assert state(Job(replace(job.cfg, root='moved'), job.arms), tmp_path)=='interrupted'
     with pytest.raises(ValueError) as e: state(Job(replace(job.cfg, epochs=3, ngf=5), job.arms), tmp_path)
-    one_line(e.value, 'epochs 10, not 3', 'ngf 16, not 5', job.name)
+    one_line(e.value, f'epochs {job.cfg.epochs}, not 3', f'ngf {job.cfg.ngf}, not 5', job.name)
 
 @pytest.mark.parametrize('seconds, text', [(0, '0 s'), (99, '99 s'), (100, '2 min'), (5999, '100 min'), (6000, '1.7 h'), (float('nan'), 'unknown')])
 def test_duration(seconds, text): assert duration(seconds)==text
