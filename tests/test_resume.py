@@ -153,7 +153,7 @@ def test_run_folder_that_cannot_be_made(tmp_path, capsys, one_line):
     assert main([*WORDS, '--out', str(tmp_path/'file'/'run')])==2
     one_line(capsys.readouterr().err.strip(), tmp_path/'file')
 
-@pytest.mark.parametrize('change,named', [(['--epochs', '9', '--lr', '0.5'], ['epochs: 3 -> 9', 'lr: 0.001 -> 0.5']), (['--arms', 'Upper', 'Base'], ['arms: ', "-> ['Upper', 'Base']"]),
+@pytest.mark.parametrize('change,named', [(['--epochs', '9', '--lr', '0.5'], ['epochs: 3 -> 9', f"lr: {preset('demo').lr} -> 0.5"]), (['--arms', 'Upper', 'Base'], ['arms: ', "-> ['Upper', 'Base']"]),
                                           (['--preset', 'colab'], ['backbone: mini -> resnet18', 'precision: no -> fp16'])])
 def test_changed_setup_is_refused(interrupted, capsys, change, named, one_line):
     before = {p: p.read_bytes() for p in interrupted.rglob('*') if p.is_file()}
