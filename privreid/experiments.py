@@ -255,7 +255,7 @@ def train_all(self:Run, arms:tuple[str,...])->tuple[list[Arm],float]: # trained 
     if 'w/ U' in arms: done.append(self.with_upgradation(start))
     return done, start
 
-# %% ../nbs/07_experiments.ipynb #a4785048
+# %% ../nbs/07_experiments.ipynb #ce2c6d60
 ARMS = tuple(FOLDERS)
 
 def run_experiment(
@@ -277,10 +277,11 @@ def run_experiment(
     exp.backbone = backbone
     main = exp.accelerator.is_main_process
     meta = dict(arms=list(arms), identities=exp.identities, processes=exp.accelerator.num_processes, environment=environment(exp.device))
-    if resume: refuse_changes(folder, meta); refuse_other_images(folder, exp.data)
+    if resume: refuse_changes(folder, meta)
+    elif main: write_json(asdict(cfg)|dict(run=meta), folder/'config.json')
+    if (folder/'split.json').is_file(): refuse_other_images(folder, exp.data)
     elif main:
         with writing(folder): save_split(exp.data, folder/'split.json')
-        write_json(asdict(cfg)|dict(run=meta), folder/'config.json')
     if main:
         with writing(folder):
             for stray in folder.rglob('.*.tmp'): stray.unlink()   # of a process that was killed while writing

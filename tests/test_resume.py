@@ -130,7 +130,7 @@ def test_killed_and_resumed_through_the_command(tmp_path, whole):
 def killed(tmp_path_factory, whole):   # `whole` has drawn the data: only the run's own files are counted
     "A run that was killed when Upper's second checkpoint stood."
     run = tmp_path_factory.mktemp('killed')/'run'
-    assert finish([*WORDS, '--out', run], run.parent/'log', die_writing, 'just after', 5)==-signal.SIGKILL
+    assert finish([*WORDS, '--out', run], run.parent/'log', die_writing, 'just after', 6)==-signal.SIGKILL
     assert list(checkpoints(run))==['epoch-00001.safetensors', 'epoch-00002.safetensors']
     return run
 
