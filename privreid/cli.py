@@ -83,7 +83,7 @@ def _chosen(words:list[str]|None, known:tuple, what:str)->tuple:
     if unknown := set(words)-{str(k) for k in known}: raise ValueError(f"{what} '{min(unknown)}' is unknown: choose from {', '.join(map(str, known))} or all.")
     return tuple(k for k in known if str(k) in words)
 
-# %% ../nbs/11_cli.ipynb #ff6b75ae
+# %% ../nbs/11_cli.ipynb #9e390cc4
 def _changes(args)->dict:
     "The fields of `Config` that were given as options."
     from dataclasses import fields
@@ -106,6 +106,7 @@ def _train(args)->None:
     print(summary(results, load_history(out), Epsilons(cfg.eps_psnr, cfg.eps_ssim, cfg.eps_r1)))
     print(f'\n{time.time()-start:.0f} s in all\nReport: {(out/"report.html").resolve()}')
 
+# %% ../nbs/11_cli.ipynb #3447ad05
 def _reproduce(args)->None:
     from privreid.desensitize import DESENSITIZERS
     from privreid.joint import preset
@@ -116,6 +117,7 @@ def _reproduce(args)->None:
                       tuple(dict.fromkeys(args.seeds)), args.pairs, args.raters, args.dry_run)
     for path in paths: print(path)
 
+# %% ../nbs/11_cli.ipynb #58a56322
 def _evaluate(args)->None:
     from privreid.experiments import evaluate_run, load_history, load_run, summary
     from privreid.upgradation import Epsilons
@@ -126,6 +128,7 @@ def _report(args)->None:
     from privreid.experiments import write_report
     for run in args.runs: print(write_report(run).resolve())
 
+# %% ../nbs/11_cli.ipynb #24453f9c
 def _data(args)->int:
     import json
     from privreid.desensitize import desensitizer

@@ -32,7 +32,7 @@ from .joint import PRESETS, Callback, Config, JointTraining, Progress, ReidTrain
 from .pix2pix import UNetGenerator
 from .upgradation import Epsilons, Upgradation, Validation, decide, draw_decisions
 
-# %% ../nbs/07_experiments.ipynb #faaea095
+# %% ../nbs/07_experiments.ipynb #84d5d38e
 @dataclass
 class Arm:
     "A trained arm. `anonymizer` and `recovery` are None where the arm has no generators."
@@ -47,6 +47,7 @@ class Arm:
         "What this arm shows of a raw batch: G_X's image; Base and Upper have only the desensitized one."
         return self.anonymizer or desensitize
 
+# %% ../nbs/07_experiments.ipynb #58f8ada9
 class Experiment:
     "Data, set-up and machine that the arms share."
     def __init__(self, cfg:Config, data:ReidData=None):
@@ -126,7 +127,7 @@ def test(self:Experiment, arms:list[Arm])->dict:
     snooped = {k: {s: asdict(v) for s,v in four_settings(snooper.reid, f, query, gallery, self.device).items()} for k,f in shown.items()} if snooper else {}
     return dict(arms=results, unprotected=snooped, desensitized=asdict(image_quality(self.desensitize, gallery, self.device)))
 
-# %% ../nbs/07_experiments.ipynb #09d26b0b
+# %% ../nbs/07_experiments.ipynb #776b555c
 @dataclass(frozen=True)
 class Claim:
     text:str
@@ -135,6 +136,7 @@ class Claim:
 
 CROSSED = 'raw-protected', 'protected-raw', 'protected-protected'
 
+# %% ../nbs/07_experiments.ipynb #f44668f3
 def claims(
     results:dict, # of `Experiment.test`
     history:list, # rows of all arms, each with 'arm'
@@ -189,7 +191,7 @@ def write_json(value, path:Path): write_text(json.dumps(value, indent=1)+'\n', p
 def write_text(text:str, path:Path):
     with writing(path), atomic(path) as tmp: tmp.write_text(text, encoding='utf-8')
 
-# %% ../nbs/07_experiments.ipynb #b93dbb49
+# %% ../nbs/07_experiments.ipynb #5e3955db
 class Log(Callback):
     "Keep `history.jsonl` up to date: rewritten whole after each epoch, so it has neither torn nor doubled lines, whatever happens."
     def __init__(self, path:Path, arm:str, before:list[dict]): # rows of the arms before this one
@@ -199,6 +201,7 @@ class Log(Callback):
         if trainer.accelerator.is_main_process: write_text(''.join(json.dumps(r)+'\n' for r in rows), self.path)
     after_fit = after_epoch   # an arm that another has trained to its end has no epoch of its own
 
+# %% ../nbs/07_experiments.ipynb #f1bc7cab
 class Run(Experiment):
     "An experiment in a folder: what is finished is kept, what was interrupted goes on."
     def __init__(self, cfg:Config, folder:Path, data:ReidData=None):
@@ -255,7 +258,7 @@ def train_all(self:Run, arms:tuple[str,...])->tuple[list[Arm],float]: # trained 
     if 'w/ U' in arms: done.append(self.with_upgradation(start))
     return done, start
 
-# %% ../nbs/07_experiments.ipynb #ce2c6d60
+# %% ../nbs/07_experiments.ipynb #d22cf6ae
 ARMS = tuple(FOLDERS)
 
 def run_experiment(
@@ -294,6 +297,7 @@ def run_experiment(
     write_report(folder)
     return results
 
+# %% ../nbs/07_experiments.ipynb #e7acf64d
 def refuse_changes(folder:Path, now:dict):
     "A resumed run must be the run that was begun. Another machine is allowed, with a warning."
     cfg,meta = load_run(folder)
@@ -307,6 +311,7 @@ def refuse_other_images(folder:Path, data:ReidData):
     other = [part for part in PARTS if begun[part]!=getattr(data, part).names]
     if other: raise ValueError(f"{folder} was begun with other images ({', '.join(other)} differ): bring those back, or begin a new run.")
 
+# %% ../nbs/07_experiments.ipynb #656c11e1
 def environment(device)->dict:
     "What the numbers were made on."
     name = torch.cuda.get_device_name() if device.type=='cuda' else f'{torch.get_num_threads()} CPU threads'
@@ -404,7 +409,7 @@ def draw_losses(history:list[dict], arm:str):
     plt.close(fig)
     return fig
 
-# %% ../nbs/07_experiments.ipynb #4d71d905
+# %% ../nbs/07_experiments.ipynb #9e710d93
 _STYLE = '''body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;background:#fff;color:#1c1e21}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;display:block;overflow-x:auto}th,td{padding:.3rem .8rem;text-align:right;border-bottom:1px solid #8884}
 th:first-child,td.text{text-align:left}figure{margin:1rem 0}img{max-width:100%;background:#fff;border-radius:4px}figcaption{font-size:.85rem;opacity:.75}
@@ -419,6 +424,7 @@ def _with_difference(df:pd.DataFrame)->pd.DataFrame:
     base = df.loc['Base'] if 'Base' in df.index else df.iloc[0]*np.nan
     return pd.DataFrame({c: [cell(v, np.nan if i=='Base' else base[c]) for i,v in df[c].items()] for c in df}, index=df.index)
 
+# %% ../nbs/07_experiments.ipynb #e96f9f53
 def write_report(folder:str|Path)->Path: # of report.html
     "Write `report.html` from what a run folder holds."
     folder = Path(folder).expanduser()
@@ -444,6 +450,7 @@ def write_report(folder:str|Path)->Path: # of report.html
     write_text(page, folder/'report.html')
     return folder/'report.html'
 
+# %% ../nbs/07_experiments.ipynb #3ccbfd2e
 def _training_parts(history, results, eps)->list[str]:
     "The upgradation's time line and the loss curves, as HTML."
     parts,rows = [], [h for h in history if h['arm']=='w/ U']
