@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['state', 'difference', 'within', 'restore', 'writing', 'write_tensors', 'read_tensors', 'Checkpoint']
 
-# %% ../nbs/04a_checkpoint.ipynb #d5df82d1
+# %% ../nbs/04a_checkpoint.ipynb #b493ad85
 import json, os, shutil, warnings
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from .files import atomic
-from .joint import Callback, Config, Trainer
+from .joint import Callback, Trainer
 
 # %% ../nbs/04a_checkpoint.ipynb #3dac0214
 def state(trainer:Trainer)->tuple[dict[str,Tensor],dict]: # tensors by name, numbers for JSON

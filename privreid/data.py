@@ -6,14 +6,13 @@
 __all__ = ['PARTS', 'Split', 'to_float', 'to_uint8', 'ReidData', 'SyntheticPedestrians', 'show_pictures', 'split_validation',
            'choose_queries', 'save_data', 'read_data', 'PKSampler', 'draw_augmentation', 'augment']
 
-# %% ../nbs/00_data.ipynb #92ccd38c
+# %% ../nbs/00_data.ipynb #07a504f8
 import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
 from safetensors import safe_open
 from safetensors.torch import save_file

@@ -7,8 +7,7 @@ __all__ = ['LEVELS', 'PUBLISHED', 'TINY', 'CHECKS', 'Finding', 'found', 'Look', 
            'check_counts', 'check_version', 'check_people', 'check_queries', 'check_duplicates', 'check_images',
            'check_names', 'Examination', 'examine', 'save_sheet']
 
-# %% ../nbs/00d_doctor.ipynb #41297390
-import json
+# %% ../nbs/00d_doctor.ipynb #44bcdbf5
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass

@@ -8,7 +8,7 @@ __all__ = ['CROSSED', 'FOLDERS', 'ARMS', 'Arm', 'Experiment', 'Claim', 'claims',
            'refuse_other_images', 'environment', 'picture_grid', 'load_run', 'load_arm', 'load_history', 'evaluate_run',
            'settings_table', 'quality_table', 'snooper_table', 'summary', 'draw_losses', 'write_report']
 
-# %% ../nbs/07_experiments.ipynb #0c2d28b9
+# %% ../nbs/07_experiments.ipynb #c559c48b
 import base64, html, io, json, platform, warnings
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -28,7 +28,7 @@ from .datasets import load_data, read_split, save_split
 from .files import atomic
 from .desensitize import desensitizer
 from .evaluation import Validate, four_settings, image_quality, restart
-from .joint import PRESETS, Callback, Config, JointTraining, Progress, ReidTraining, Supervision, Trainer, check, preset
+from .joint import Callback, Config, JointTraining, Progress, ReidTraining, Supervision, Trainer, check
 from .pix2pix import UNetGenerator
 from .upgradation import Epsilons, Upgradation, Validation, decide, draw_decisions
 

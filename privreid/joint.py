@@ -6,11 +6,11 @@
 __all__ = ['PRESETS', 'Config', 'preset', 'check', 'lr_factor', 'Supervision', 'Training', 'average', 'ReidTraining',
            'JointTraining', 'frozen', 'Callback', 'seed_of', 'Trainer', 'check_finite', 'Progress']
 
-# %% ../nbs/04_joint.ipynb #d8637a01
+# %% ../nbs/04_joint.ipynb #9fe01057
 import time
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 import numpy as np
 import torch
 import torch.nn.functional as F
