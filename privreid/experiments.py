@@ -250,7 +250,7 @@ def train_all(self:Run, arms:tuple[str,...])->tuple[list[Arm],float]: # trained 
     if 'w/ U' in arms: done.append(self.with_upgradation(start))
     return done, start
 
-# %% ../nbs/07_experiments.ipynb #37ea2ef3
+# %% ../nbs/07_experiments.ipynb #d55590a3
 ARMS = tuple(FOLDERS)
 
 def run_experiment(
@@ -286,8 +286,8 @@ def run_experiment(
     done,start = exp.train_all(arms)
     if not main: return {}
     results = exp.test(done)|dict(base_r1=start, environment=environment(exp.device))
-    write_json(results, folder/'results.json')
     write_pictures(stages(exp, done), folder/'pictures.png')
+    write_json(results, folder/'results.json')   # last: the run is finished
     return results
 
 # %% ../nbs/07_experiments.ipynb #e7acf64d

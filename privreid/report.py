@@ -9,7 +9,7 @@ __all__ = ['CROSSED', 'METRICS', 'ARM_COLOURS', 'INK', 'LOSSES', 'VALIDATED', 'S
            'likeness_part', 'snooper_part', 'upgradation_part', 'losses_part', 'setup_part', 'headline', 'destination',
            'page', 'write_report']
 
-# %% ../nbs/07e_report.ipynb #0a44c567
+# %% ../nbs/07e_report.ipynb #119a9c08
 import base64, io, re
 from dataclasses import asdict, dataclass
 from html import escape
@@ -19,7 +19,6 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from .data import PARTS
 from .datasets import read_split
 from .experiments import load_history, load_run, read_json, read_pictures, write_text
 from .joint import Config
