@@ -201,35 +201,42 @@ def curves(run:Finished, kind:str, names:dict[str,str])->str: # names: of fields
     note = '<span>┈ limit</span><span class="good">▲ upgrade</span><span class="bad">▼ fall back</span>' if kind=='validation' else ''
     return legend(shown, note)+f'<div class="charts">{"".join(charts)}</div>' if charts else ''
 
-# %% ../nbs/07e_report.ipynb #af7a1ac4
+# %% ../nbs/07e_report.ipynb #394b85dd
 def claims_part(run:Finished)->str:
+    "The claims with their verdicts."
     def item(c): return f'<li><b class="pill {("bad", "good")[c.holds]}">{("failed", "holds")[c.holds]}</b><div>{escape(c.text)}<small>{escape(c.numbers)}</small></div></li>'
     return f'<ul class="claims">{"".join(item(c) for c in claims(run.results, run.history, run.eps))}</ul>'
 
 def pictures_part(run:Finished)->str:
+    "Test people in all stages."
     if not (run.folder/'pictures.png').is_file(): return ''
     rows = read_pictures(run.folder/'pictures.png')
     return '<div class="pictures">'+''.join(f'<figure><figcaption>{escape(k)}</figcaption>{image(im, f"test images, {k}")}</figure>' for k,im in rows.items())+'</div>'
 
 def settings_part(run:Finished)->str:
+    "Re-ID in the four settings, with differences to Base."
     shown = [table(with_difference(settings_table(run.results, m), 'Base'), f'{title}, %') for m,title in METRICS.items()]
-    return ('<p>Query-gallery, test people. Small: difference to Base.</p>'+''.join(shown[:2])+f'<details><summary>Rank-5 and mINP</summary>{"".join(shown[2:])}</details>')
+    return '<p>Query-gallery, test people. Small: difference to Base.</p>'+''.join(shown[:2])+f'<details><summary>Rank-5 and mINP</summary>{"".join(shown[2:])}</details>'
 
 def likeness_part(run:Finished)->str:
+    "How private, how well recovered."
     des,eps = run.results['desensitized'], run.eps
     return (f'<p>Protected: lower is more private; the limits are {des["psnr"]+eps.psnr:.2f} dB and SSIM {des["ssim"]+eps.ssim:.3f}, what desensitized images have plus ε. Recovered: higher is better.</p>'
             +table(quality_table(run.results).apply(lambda c: c.map((lambda v: f'{v:.3f}') if c.name=='SSIM' else (lambda v: f'{v:.2f}')))))
 
 def snooper_part(run:Finished)->str:
+    "What an unprotected AGW recognises."
     if not run.results['unprotected']: return ''
     return '<p>Rank-1, %. Trained on raw images only, it stands for somebody who is not meant to recognise anybody.</p>'+table(snooper_table(run.results).map('{:.1f}'.format))
 
-# %% ../nbs/07e_report.ipynb #3a179f75
+# %% ../nbs/07e_report.ipynb #b23f8ad4
 def upgradation_part(run:Finished)->str:
+    "What validations measured, and the time line of decisions with their reasons."
     pill = {'upgrade': 'good', 'fall back': 'bad'}
-    def item(d): return f'<li><span>epoch {d["epoch"]}</span><b class="pill {pill.get(d["action"], "")}">{escape(d["action"])}</b><span>{escape(d["reason"])}</span></li>'
+    def item(d): return f'<li><span>epoch {escape(str(d["epoch"]))}</span><b class="pill {pill.get(d["action"], "")}">{escape(d["action"])}</b><span>{escape(d["reason"])}</span></li>'
     line = ''.join(item(d) for d in run.rows('decision'))
-    return curves(run, 'validation', VALIDATED)+(f'<h3>What was decided, and why</h3><ol class="line">{line}</ol>' if line else '')
+    drawn = curves(run, 'validation', VALIDATED)
+    return drawn and f'<p>On validation people, while training.</p>{drawn}'+(f'<h3>What was decided, and why</h3><ol class="line">{line}</ol>' if line else '')
 
 def losses_part(run:Finished)->str: return curves(run, 'epoch', LOSSES)
 
@@ -295,9 +302,9 @@ def page(title:str, lead:str, sections:dict[str,str], cards:list[tuple]=())->str
             f'<title>{escape(title)}</title><style>{STYLE}</style></head><body><h1>{escape(title)}</h1><p class="lead">{lead}</p>'
             f'<div class="cards">{numbers}</div><nav aria-label="Contents">{contents}</nav>{body}</body></html>')
 
-# %% ../nbs/07e_report.ipynb #47cb630a
+# %% ../nbs/07e_report.ipynb #d01862fb
 PARTS_OF_REPORT = {'Claims': claims_part, 'Pictures': pictures_part, 'Four settings': settings_part, 'Likeness': likeness_part, 'Unprotected AGW': snooper_part,
-                   'Upgradation': upgradation_part, 'Losses': losses_part, 'Set-up': setup_part}
+                   'Validation and upgradation': upgradation_part, 'Losses': losses_part, 'Set-up': setup_part}
 
 def write_report(
     folder:str|Path,
