@@ -23,12 +23,25 @@ def test_psnr_and_ssim_equal_scikit_image(size, scale):
         x,y = (((t[i]+1)/2).double().numpy() for t in (a, b))
         assert psnr(a, b)[i].item()==pytest.approx(peak_signal_noise_ratio(x, y, data_range=1), abs=1e-4)
         want = structural_similarity(x, y, channel_axis=0, data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
-        assert ssim(a, b)[i].item()==pytest.approx(want, abs=1e-5)
+        assert ssim(a, b)[i].item()==pytest.approx(want, abs=1e-6)
 
 def test_flat_images_do_not_break_ssim():
     a = torch.full((1,3,64,32), .3)
     assert ssim(a, a).item()==pytest.approx(1, abs=1e-6)
     assert torch.isinf(psnr(a, a)).all()
+
+@pytest.mark.parametrize('strip', [1, 7, 54, 1000])
+def test_strips_leave_no_window_out(strip):
+    a,b = pair((64,32), 3, .5)
+    torch.testing.assert_close(ssim(a, b, strip), ssim(a, b), atol=1e-7, rtol=0)
+
+def test_ssim_trains_after_inference_and_wants_windows():
+    with torch.inference_mode(): ssim(torch.zeros(1,3,20,19), torch.zeros(1,3,20,19))
+    a,b = (t[:1,:1,:20,:19].clone().requires_grad_() for t in pair((20,19), 4, .5))
+    ssim(a, b).sum().backward()
+    assert a.grad.abs().sum()>0 and b.grad.isfinite().all()
+    for size in ((10,30), (30,10)):
+        with pytest.raises(ValueError, match='at least 11'): ssim(torch.zeros(1,3,*size), torch.zeros(1,3,*size))
 
 def test_pooled_psnr_equals_torchmetrics():
     a,b = pair((64,32), 2, .4)
