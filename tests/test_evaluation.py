@@ -149,6 +149,7 @@ def search(d, q, g): return lambda: evaluate_ranking(d, torch.ones(q).long(), to
     (search(torch.full((2,3), float('nan')), 2, 3), 'not a number'),
     (search(torch.zeros(2,3), 3, 2), '2 queries to 3 gallery images'),
     (search([torch.zeros(2,3), torch.zeros(2,3)], 3, 3), '4 queries'),
+    (search([torch.zeros(2,3), torch.zeros(2,3)], 5, 3), '4 queries do not fit 5'),
     (search(torch.zeros(0,3), 0, 3), 'None of the 0')])
 def test_messages(make, say, one_line):
     with pytest.raises(ValueError, match=say) as e: make()
