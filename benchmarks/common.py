@@ -3,15 +3,23 @@ import argparse, ctypes, datetime, importlib.metadata, os, platform, statistics,
 from pathlib import Path
 import torch
 
-def race(rivals:dict, rounds:int|dict, sync=lambda: None)->dict[str,float]: # rounds of all, or of each
-    "Run all in turn, `rounds` times after one to warm up; the median seconds of each."
-    times = {k: [] for k in rivals}
+CLOCKS = dict(wall=time.perf_counter, cpu=time.process_time)
+
+def race(
+    rivals:dict,            # name -> function without arguments
+    rounds:int|dict,        # that count: of all, or of each
+    clock:str='wall',       # or cpu: the seconds that processors worked for us
+    sync=lambda: None,      # waits for a GPU
+    warm:bool=True,         # a round that does not count comes first
+)->dict[str,float]:
+    "Run all in turn, round after round; the median seconds of each."
+    now,times = CLOCKS[clock], {k: [] for k in rivals}
     if isinstance(rounds, int): rounds = dict.fromkeys(rivals, rounds)
-    for r in range(max(rounds.values())+1):
+    for r in range(-warm, max(rounds.values())):
         for k,f in rivals.items():
-            if r>rounds[k]: continue
-            sync(); start = time.perf_counter(); f(); sync()
-            if r: times[k].append(time.perf_counter()-start)
+            if r>=rounds[k]: continue
+            sync(); start = now(); f(); sync()
+            if r>=0: times[k].append(now()-start)
     return {k: statistics.median(t) for k,t in times.items()}
 
 def peak_memory(f)->float: # MB
@@ -30,6 +38,7 @@ def options(doc:str, rounds:int)->argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--rounds', type=int, default=rounds, help='rounds that count (default: %(default)s)')
     p.add_argument('--threads', type=int, default=torch.get_num_threads(), help="torch's threads (default: %(default)s)")
+    p.add_argument('--clock', choices=CLOCKS, default='wall', help='cpu with --threads 1: on a busy machine, time spent waiting for a processor does not count (default: %(default)s)')
     p.add_argument('--note', default='', help='to stand above the table, say, what else the machine did')
     return p
 

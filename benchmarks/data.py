@@ -69,7 +69,7 @@ def check(paths, images):
         for a,b in zip(plain_batch(paths, index, dice, RIVALS[name][0], None), batch(images, index, dice, desensitizer(name))):
             assert (a-b).abs().max()<=1.51/127.5, (name, (a-b).abs().max()*127.5)
 
-def measure(paths:list[Path], folder:Path, rounds:int)->list[tuple[str,float,float]]: # what, images/s by Pillow (nan: does not apply), by us
+def measure(paths:list[Path], folder:Path, rounds:int, clock:str)->list[tuple[str,float,float]]: # what, images/s by Pillow (nan: does not apply), by us
     generator,rng,rows = torch.Generator().manual_seed(0), np.random.default_rng(0), []
     def cold():
         os.environ['PRIVREID_CACHE'] = tempfile.mkdtemp(dir=folder)
@@ -77,14 +77,14 @@ def measure(paths:list[Path], folder:Path, rounds:int)->list[tuple[str,float,flo
     def plain():
         for p in paths:
             with Image.open(p) as im: np.asarray(im.convert('RGB').resize(SIZE[::-1], Image.BILINEAR))
-    t = race({'plain': plain, 'ours': cold}, rounds)
+    t = race({'plain': plain, 'ours': cold}, rounds, clock)
     rows.append(('open and resize (cold)', len(paths)/t['plain'], len(paths)/t['ours']))
     images = cold()
     check(paths, images)
     def draw(): return torch.randperm(len(paths), generator=generator)[:BATCH], draw_augmentation(BATCH, *SIZE, generator=generator)
     for name in DESENSITIZERS:
         d = desensitizer(name)
-        t = race({f.__name__: lambda f=f: plain_batch(paths, *draw(), f, rng) for f in RIVALS[name]} | {'ours': lambda: batch(images, *draw(), d)}, rounds)
+        t = race({f.__name__: lambda f=f: plain_batch(paths, *draw(), f, rng) for f in RIVALS[name]} | {'ours': lambda: batch(images, *draw(), d)}, rounds, clock)
         for f in RIVALS[name]: rows.append((f"batch, {f.__name__.replace('_', ' ')}", BATCH/t[f.__name__], BATCH/t['ours']))
     if torch.cuda.is_available():
         there = images.cuda()
@@ -93,7 +93,7 @@ def measure(paths:list[Path], folder:Path, rounds:int)->list[tuple[str,float,flo
             def on_gpu():
                 index,dice = draw()
                 return batch(there, index.cuda(), dice, d)
-            rows.append((f'batch on the GPU, {name}', float('nan'), BATCH/race({'ours': on_gpu}, rounds, torch.cuda.synchronize)['ours']))
+            rows.append((f'batch on the GPU, {name}', float('nan'), BATCH/race({'ours': on_gpu}, rounds, clock, torch.cuda.synchronize)['ours']))
     return rows
 
 def main():
@@ -105,8 +105,8 @@ def main():
         folder = Path(tmp)/'images'; folder.mkdir()
         people = SyntheticPedestrians(size=(128,64)).split([(i//16+1, i//4%4, i%4) for i in range(args.images)])
         for i,im in enumerate(people.images): Image.fromarray(im.permute(1,2,0).numpy()).save(folder/f'{i:05d}.jpg', quality=95)
-        busy,rows = load(), measure(sorted(folder.iterdir()), Path(tmp), args.rounds)
-    about = f'{args.images} JPEGs of 128 x 64, brought to {SIZE[0]} x {SIZE[1]}; batches of {BATCH}; medians of {args.rounds} rounds, rivals in turn; load average {busy:.1f} at the start. {args.note}'
+        busy,rows = load(), measure(sorted(folder.iterdir()), Path(tmp), args.rounds, args.clock)
+    about = f'{args.images} JPEGs of 128 x 64, brought to {SIZE[0]} x {SIZE[1]}; batches of {BATCH}; medians of {args.rounds} rounds by the {args.clock} clock, rivals in turn; load average {busy:.1f} at the start. {args.note}'
     table = ['| images/s | Pillow, one by one | privreid | ratio |', '|---|---:|---:|---:|']
     table += [f'| {what} | {"–" if a!=a else f"{a:,.0f}"} | {b:,.0f} | {"–" if a!=a else f"{b/a:.1f}"} |' for what,a,b in rows]
     publish('Data', 'torch Pillow numpy', about, table+['']+([] if torch.cuda.is_available() else ['Batches on a GPU: not measured.'])+[NEEDS])

@@ -67,10 +67,10 @@ def main():
     table = ['| | rival | images/s | privreid | ratio |', '|---|---|---:|---:|---:|']
     with torch.no_grad():
         for what,some in (rivals|desensitizer_rivals(a)).items():
-            t = race(some, args.rounds)
+            t = race(some, args.rounds, args.clock)
             ours = t.pop('privreid')
             table += [f'| {what} | {k} | {args.images/s:,.0f} | {args.images/ours:,.0f} | {s/ours:.1f} |' for k,s in t.items()]
     packages = 'torch numpy scikit-image Pillow '+' '.join(p for p in ('kornia', 'torchmetrics') if importlib.util.find_spec(p))
-    publish('Metrics and desensitizers', packages, f'{args.images} images of {SIZE[0]} x {SIZE[1]}; medians of {args.rounds} rounds, rivals in turn; load average {busy:.1f} at the start. {args.note}', table)
+    publish('Metrics and desensitizers', packages, f'{args.images} images of {SIZE[0]} x {SIZE[1]}; medians of {args.rounds} rounds by the {args.clock} clock, rivals in turn; load average {busy:.1f} at the start. {args.note}', table)
 
 if __name__ == '__main__': main()

@@ -21,10 +21,11 @@ from .data import ReidData, Split, to_float
 from .joint import Callback
 from .upgradation import Validation
 
-# %% ../nbs/06_evaluation.ipynb #3f91b90c
+# %% ../nbs/06_evaluation.ipynb #57a11d6d
 def mse(a:Tensor, b:Tensor)->Tensor: # (B,3,H,W) in [-1,1] -> (B,), on the [0,1] scale
     "Mean squared error of each image."
-    return ((a.float()-b.float())/2).pow(2).flatten(1).mean(1)
+    d = (a.float()-b.float()).flatten(1)                   # twice the difference on [0,1]
+    return torch.linalg.vector_norm(d, dim=1).square()/(4*d.shape[1])
 
 def psnr(a:Tensor, b:Tensor)->Tensor: # (B,3,H,W) in [-1,1] -> (B,), dB; infinite for equal images
     "Peak signal-to-noise ratio of each image, data range 1."
