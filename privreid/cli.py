@@ -10,7 +10,7 @@ import argparse, sys, time, warnings
 from pathlib import Path
 import privreid
 
-# %% ../nbs/11_cli.ipynb #fbbcef66
+# %% ../nbs/11_cli.ipynb #d8fe93af
 def _tuple(text:str)->tuple[int,...]: return tuple(int(t) for t in text.replace(',', ' ').split())
 
 def add_config_options(
@@ -27,7 +27,8 @@ def add_config_options(
         if f.name in but: continue
         kind = _tuple if f.type is tuple or f.type=='tuple' else f.type
         default = f"'{f.default}'" if isinstance(f.default, str) else f.default
-        group.add_argument(f"--{f.name.replace('_', '-')}", type=kind, default=None, metavar=f.name.upper(), help=f'{helps[f.name]} (paper: {default})'.replace('%', '%%'))
+        how = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind, metavar=f.name.upper())
+        group.add_argument(f"--{f.name.replace('_', '-')}", default=None, help=f'{helps[f.name]} (paper: {default})'.replace('%', '%%'), **how)
 
 # %% ../nbs/11_cli.ipynb #c03605c3
 def _parser(full:bool=True)->argparse.ArgumentParser:
@@ -83,7 +84,7 @@ def _chosen(words:list[str]|None, known:tuple, what:str)->tuple:
     if unknown := set(words)-{str(k) for k in known}: raise ValueError(f"{what} '{min(unknown)}' is unknown: choose from {', '.join(map(str, known))} or all.")
     return tuple(k for k in known if str(k) in words)
 
-# %% ../nbs/11_cli.ipynb #9e390cc4
+# %% ../nbs/11_cli.ipynb #6b66a54b
 def _changes(args)->dict:
     "The fields of `Config` that were given as options."
     from dataclasses import fields
@@ -94,8 +95,9 @@ def _changes(args)->dict:
 def _train(args)->None:
     from dataclasses import replace
     from privreid.experiments import ARMS, load_history, load_run, run_experiment, summary
-    from privreid.joint import preset
+    from privreid.joint import preset, share_cpus
     from privreid.upgradation import Epsilons
+    share_cpus()
     changes,start,own = _changes(args), time.time(), load_run(args.resume) if args.resume else None
     if own and not args.preset: cfg = replace(own[0], **changes)
     else: cfg = preset(args.preset or dict(demo='demo', train='paper')[args.command], **changes)
