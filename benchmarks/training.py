@@ -1,6 +1,6 @@
 """A joint training step, and where the time of an epoch goes: this package against a plain step of the same mathematics.
 
-    python benchmarks/training.py                                   # CPU: 128 x 64, ResNet-18, batch 16
+    python benchmarks/training.py                                   # CPU: 128 x 64, ResNet-18, ngf and ndf 32, batch 16
     python benchmarks/training.py --device cuda                     # one GPU: the paper's size, 256 x 128, ResNet-50, batch 64
     python benchmarks/training.py --device cuda --apart --steps 5   # a small GPU: one version in memory at a time
     python benchmarks/training.py --compile                         # on a CPU too (minutes of compiling, kept for the next time)
@@ -26,7 +26,7 @@ from privreid.desensitize import desensitizer
 from privreid.evaluation import Validate
 from privreid.joint import Config, JointTraining, Progress, Supervision, Trainer, bf16_in_hardware, preset
 
-CPU = Config(data='synthetic', height=128, width=64, backbone='resnet18', weights='', batch=16)
+CPU = Config(data='synthetic', height=128, width=64, backbone='resnet18', weights='', ngf=32, ndf=32, batch=16)
 GPU = Config(data='synthetic', weights='')
 HALF = dict(no=None, bf16=torch.bfloat16, fp16=torch.float16)
 
