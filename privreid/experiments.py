@@ -258,7 +258,7 @@ def train_all(self:Run, arms:tuple[str,...])->tuple[list[Arm],float]: # trained 
     if 'w/ U' in arms: done.append(self.with_upgradation(start))
     return done, start
 
-# %% ../nbs/07_experiments.ipynb #d22cf6ae
+# %% ../nbs/07_experiments.ipynb #4d9c0b30
 ARMS = tuple(FOLDERS)
 
 def run_experiment(
@@ -280,8 +280,8 @@ def run_experiment(
     exp.backbone = backbone
     main = exp.accelerator.is_main_process
     meta = dict(arms=list(arms), identities=exp.identities, processes=exp.accelerator.num_processes, environment=environment(exp.device))
-    if resume: refuse_changes(folder, meta)
-    elif main: write_json(asdict(cfg)|dict(run=meta), folder/'config.json')
+    grown = not resume or refuse_changes(folder, meta)
+    if main and grown: write_json(asdict(cfg)|dict(run=meta), folder/'config.json')
     if (folder/'split.json').is_file(): refuse_other_images(folder, exp.data)
     elif main:
         with writing(folder): save_split(exp.data, folder/'split.json')
@@ -297,14 +297,17 @@ def run_experiment(
     write_report(folder)
     return results
 
-# %% ../nbs/07_experiments.ipynb #e7acf64d
-def refuse_changes(folder:Path, now:dict):
-    "A resumed run must be the run that was begun. Another machine is allowed, with a warning."
+# %% ../nbs/07_experiments.ipynb #b47daef4
+def refuse_changes(folder:Path, now:dict)->bool: # whether there are more arms now
+    "A resumed run must be the run that was begun. More arms are allowed, and another machine, with a warning."
     cfg,meta = load_run(folder)
     begun = asdict(cfg)|meta
+    grown = set(begun['arms'])<set(now['arms'])
+    if grown: now = now|dict(arms=begun['arms'])
     changed = {k: difference({k: begun.get(k)}, {k: v}) for k,v in now.items()}
     if changed.pop('environment', ''): warnings.warn(f"{folder} goes on under other conditions ({difference(begun.get('environment') or {}, now['environment'])}): results may differ in the last digits.")
     if any(changed.values()): raise ValueError(f"{folder} was begun with another set-up ({', '.join(filter(None, changed.values()))}): resume it without changes, or begin a new run.")
+    return grown
 
 def refuse_other_images(folder:Path, data:ReidData):
     begun = read_split(folder/'split.json')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'Config', 'preset', 'check', 'lr_factor', 'Supervision', 'bf16_in_hardware', 'share_cpus', 'check_machine',
            'Training', 'average', 'gather', 'ReidTraining', 'JointTraining', 'frozen', 'Callback', 'seed_of', 'Trainer',
-           'check_finite', 'Progress']
+           'freeze_bn', 'check_finite', 'Progress']
 
 # %% ../nbs/04_joint.ipynb #9e4895ff
 import os, shutil, time, warnings
@@ -25,7 +25,7 @@ from .data import PKSampler, Split, augment, draw_augmentation, to_float
 from .desensitize import desensitizer
 from .pix2pix import PatchGAN, UNetGenerator, discriminator_loss, gan_loss, unet_depth
 
-# %% ../nbs/04_joint.ipynb #1331ac96
+# %% ../nbs/04_joint.ipynb #50ae18cf
 @dataclass(frozen=True)
 class Config:
     "The set-up of a training; defaults are the paper's (section 4.2) or, where it is silent, its authors'."
@@ -48,6 +48,7 @@ class Config:
     weight_decay:float=5e-4     # of the five networks
     warmup:int=10               # epochs of linear warm-up
     milestones:tuple=(40, 80)   # epochs after which the learning rate is divided by 10
+    freeze_bn:int=0             # epoch after which generators and AGW are trained with the BatchNorm statistics that they are tested with; 0: never
     lambda_l1:float=100.        # weight of the L1 losses, eq. (3) and (6)
     center_weight:float=5e-4    # weight of the centre loss
     center_lr:float=.5          # learning rate of the centres
@@ -63,10 +64,10 @@ class Config:
     @property
     def size(self)->tuple[int,int]: return self.height, self.width
 
-# %% ../nbs/04_joint.ipynb #327ea551
+# %% ../nbs/04_joint.ipynb #e6760d26
 PRESETS = dict(
     demo=dict(data='synthetic', height=64, width=32, backbone='mini', weights='upper', ngf=24, ndf=8, epochs=11, batch=16,
-              lr=2e-3, warmup=0, milestones=(7, 10), validate_every=1, test_people=64),
+              lr=2e-3, warmup=0, milestones=(7, 10), freeze_bn=7, lambda_l1=10., validate_every=1, test_people=64),
     colab=dict(data='synthetic', people=400, test_people=100, height=128, width=64, backbone='resnet18', ngf=32, ndf=32, epochs=40,
                warmup=4, milestones=(16, 30), validate_every=4, precision='fp16'),
     paper=dict())
@@ -327,7 +328,14 @@ class Trainer:
         self.emit('after_fit')
         return self
 
-# %% ../nbs/04_joint.ipynb #995fb6c7
+# %% ../nbs/04_joint.ipynb #a502b5bd
+def freeze_bn(nets:nn.ModuleDict):
+    "Put BatchNorm of generators and AGW in eval mode: its weights still learn, its statistics stay."
+    for name in {'G_X', 'G_Y', 'reid'}&set(nets):
+        for m in nets[name].modules():
+            if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
+
+# %% ../nbs/04_joint.ipynb #99378f77
 @patch
 def batches(self:Trainer, epoch:int):
     "Yield (x, y, labels) for this process: raw and supervision images with the same augmentation."
@@ -345,6 +353,7 @@ def batches(self:Trainer, epoch:int):
 def train_epoch(self:Trainer)->dict: # mean of each loss
     "Train for one epoch."
     self.nets.train()
+    if 0<self.cfg.freeze_bn<self.epoch: freeze_bn(self.nets)
     rows = []
     for x,y,labels in self.batches(self.epoch):
         losses = {k: v.detach().float() for k,v in self.training.step(x, y, labels).items()}
