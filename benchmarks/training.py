@@ -117,8 +117,8 @@ def measure(cfg:Config, device:torch.device, rounds:int, steps:int, half:str, co
     if apart: seconds = {k: race({k: several(make())}, rounds, sync)[k] for k,make in makers.items()}
     else: seconds = race({k: several(make()) for k,make in makers.items()}, rounds, sync)
     first,work = next(iter(seconds.values())), flops(makers['privreid']())
-    lines = [f'One step counts {work/1e12:.2f} TFLOP.', '', '| version | ms a step | images/s | times plain | TFLOP/s |', '|---|---:|---:|---:|---:|']
-    return lines+[f'| {k} | {1e3*s/steps:,.1f} | {cfg.batch*steps/s:,.1f} | {first/s:.2f} | {work*steps/s/1e12:.2f} |' for k,s in seconds.items()]
+    lines = [f'One step counts {work/1e9:,.1f} GFLOP.', '', '| version | ms a step | images/s | times plain | GFLOP/s |', '|---|---:|---:|---:|---:|']
+    return lines+[f'| {k} | {1e3*s/steps:,.1f} | {cfg.batch*steps/s:,.1f} | {first/s:.2f} | {work*steps/s/1e9:,.1f} |' for k,s in seconds.items()]
 
 # --- a whole training: where does the time go?
 

@@ -50,8 +50,8 @@ def test_fast_step_equals_plain_step(batch, compile):
             was,now = start[f'{name}.{k}'], training.nets[name].get_parameter(k)
             drive = g.abs() if name=='center' else (g+training.cfg.weight_decay*was).abs()
             sure = drive>1e-2*drive.max()
-            assert (p-now)[sure].abs().max()<1e-6, f'{name}.{k}'
-            assert (p-was)[sure].abs().max()>1e-5, f'{name}.{k} did not learn'
+            moved = (p-was)[sure].abs()
+            assert ((p-now)[sure].abs()<1e-2*moved.max()).all() and (moved>0).all(), f'{name}.{k}'
 
 def test_raw_and_protected_batches_have_statistics_of_their_own(batch):
     "Two BatchNorm updates a step, not one of both batches together."
