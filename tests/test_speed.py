@@ -31,9 +31,13 @@ def recorded(optimizers):
     for k,opt in optimizers.items(): opt.register_step_pre_hook(lambda opt, *_, k=k: seen.update({k: [p.grad.clone() for g in opt.param_groups for p in g['params']]}))
     return seen
 
-@pytest.mark.parametrize('compile', [False, pytest.param(True, marks=pytest.mark.skipif("not config.getoption('--slow')", reason="minutes of compiling: --slow"))])
-def test_fast_step_equals_plain_step(batch, compile):
-    training = joint(compile=compile); training.nets.train()
+slow = pytest.mark.skipif("not config.getoption('--slow')", reason='minutes of compiling: --slow')
+
+@pytest.mark.parametrize('backend', ['', 'aot_eager', pytest.param('inductor', marks=slow)])   # of torch.compile; aot_eager translates alike and does not compile
+def test_fast_step_equals_plain_step(batch, backend, monkeypatch):
+    compile = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda net, **options: compile(net, backend=backend, **options))
+    training = joint(compile=bool(backend)); training.nets.train()
     plain = PlainStep({k: copy.deepcopy(n).to(memory_format=torch.contiguous_format) for k,n in training.nets.items()}, training.cfg)
     start = {k: v.clone() for k,v in training.nets.named_parameters()}
     want,got = recorded(plain.optimizers), recorded(training.optimizers)
