@@ -10,7 +10,7 @@ import argparse, sys, time, warnings
 from pathlib import Path
 import privreid
 
-# %% ../nbs/11_cli.ipynb #d8fe93af
+# %% ../nbs/11_cli.ipynb #fbbcef66
 def _tuple(text:str)->tuple[int,...]: return tuple(int(t) for t in text.replace(',', ' ').split())
 
 def add_config_options(
@@ -30,7 +30,7 @@ def add_config_options(
         how = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind, metavar=f.name.upper())
         group.add_argument(f"--{f.name.replace('_', '-')}", default=None, help=f'{helps[f.name]} (paper: {default})'.replace('%', '%%'), **how)
 
-# %% ../nbs/11_cli.ipynb #c03605c3
+# %% ../nbs/11_cli.ipynb #bb294821
 def _parser(full:bool=True)->argparse.ArgumentParser:
     "The parser; `full` adds the options that need PyTorch to be imported."
     p = argparse.ArgumentParser('privreid', description='Learnable privacy-preserving anonymization of pedestrian images.')
@@ -44,13 +44,15 @@ def _parser(full:bool=True)->argparse.ArgumentParser:
         where = c.add_mutually_exclusive_group()
         where.add_argument('--out', type=Path, default=None, help='run folder, new or empty (default: runs/DATE-TIME)')
         where.add_argument('--resume', type=Path, default=None, metavar='RUN', help='go on with the interrupted run in this folder, with its own set-up')
+        c.add_argument('--track', default='', metavar='TRACKER', help='tensorboard: curves to watch while it trains, in the run folder')
         c.add_argument('--arms', nargs='+', default=None, metavar='ARM', help="some of: Base, Upper, 'w/o U', 'w/ U' (default: all)")
         if full: add_config_options(c)
     _add_reproduce(commands.add_parser('reproduce', help='tables and figures of the paper, beside its own numbers'), full)
     evaluate = commands.add_parser('evaluate', help='measure a run again from its weights')
     evaluate.add_argument('run', type=Path, help='run folder')
-    report = commands.add_parser('report', help='write report.html of runs')
-    report.add_argument('runs', type=Path, nargs='+', metavar='RUN', help='run folder')
+    report = commands.add_parser('report', help='write the report of a run, or compare several')
+    report.add_argument('runs', type=Path, nargs='+', metavar='RUN', help='run folder: one for its report, several for a comparison with the first')
+    report.add_argument('--out', type=Path, default=None, metavar='FILE.html', help='where to write (default: RUN/report.html; comparison.html)')
     data = commands.add_parser('data', help='look at a data set').add_subparsers(dest='action', required=True, metavar='check')
     check = data.add_parser('check', help='examine a data set', description='Examine a data set. Exit code: 0 fine, 1 something changes the numbers, 2 not usable.')
     check.add_argument('--data', required=True, help='data set, as for train: market1501, msmt17, cuhk03, cuhk03-labeled or folder')
@@ -84,7 +86,7 @@ def _chosen(words:list[str]|None, known:tuple, what:str)->tuple:
     if unknown := set(words)-{str(k) for k in known}: raise ValueError(f"{what} '{min(unknown)}' is unknown: choose from {', '.join(map(str, known))} or all.")
     return tuple(k for k in known if str(k) in words)
 
-# %% ../nbs/11_cli.ipynb #6b66a54b
+# %% ../nbs/11_cli.ipynb #6aeda13d
 def _changes(args)->dict:
     "The fields of `Config` that were given as options."
     from dataclasses import fields
@@ -94,19 +96,19 @@ def _changes(args)->dict:
 
 def _train(args)->None:
     from dataclasses import replace
-    from privreid.experiments import ARMS, load_history, load_run, run_experiment, summary
+    from privreid.experiments import ARMS, load_run, run_experiment
     from privreid.joint import preset, share_cpus
-    from privreid.upgradation import Epsilons
+    from privreid.report import read_run, summary, write_report
     share_cpus()
     changes,start,own = _changes(args), time.time(), load_run(args.resume) if args.resume else None
     if own and not args.preset: cfg = replace(own[0], **changes)
     else: cfg = preset(args.preset or dict(demo='demo', train='paper')[args.command], **changes)
     arms = args.arms or (own[1]['arms'] if own else ARMS)
     args.out = out = args.resume or args.out or Path('runs')/time.strftime('%Y%m%d-%H%M%S')
-    results = run_experiment(cfg, out, tuple(arms), resume=bool(args.resume))
-    if not results: return   # not the main process
-    print(summary(results, load_history(out), Epsilons(cfg.eps_psnr, cfg.eps_ssim, cfg.eps_r1)))
-    print(f'\n{time.time()-start:.0f} s in all\nReport: {(out/"report.html").resolve()}')
+    if not run_experiment(cfg, out, tuple(arms), resume=bool(args.resume), track=args.track): return   # not the main process
+    run = read_run(out)
+    print(summary(run.results, run.history, run.eps))
+    print(f'\n{time.time()-start:.0f} s in all\nReport: {write_report(out).resolve()}')
 
 # %% ../nbs/11_cli.ipynb #3447ad05
 def _reproduce(args)->None:
@@ -119,16 +121,23 @@ def _reproduce(args)->None:
                       tuple(dict.fromkeys(args.seeds)), args.pairs, args.raters, args.dry_run)
     for path in paths: print(path)
 
-# %% ../nbs/11_cli.ipynb #58a56322
+# %% ../nbs/11_cli.ipynb #205224f4
 def _evaluate(args)->None:
-    from privreid.experiments import evaluate_run, load_history, load_run, summary
+    from privreid.experiments import evaluate_run, load_history, load_run
+    from privreid.report import summary
     from privreid.upgradation import Epsilons
     cfg,_ = load_run(args.run)
     print(summary(evaluate_run(args.run), load_history(args.run), Epsilons(cfg.eps_psnr, cfg.eps_ssim, cfg.eps_r1)))
 
 def _report(args)->None:
-    from privreid.experiments import write_report
-    for run in args.runs: print(write_report(run).resolve())
+    from privreid.compare import comparison_text, read_runs, write_comparison
+    from privreid.report import write_report
+    if len(args.runs)==1: path = write_report(args.runs[0], args.out)
+    else:
+        runs = read_runs(args.runs)
+        print(comparison_text(runs))
+        path = write_comparison(runs, args.out or 'comparison.html')
+    print(path.resolve())
 
 # %% ../nbs/11_cli.ipynb #24453f9c
 def _data(args)->int:
@@ -144,7 +153,7 @@ def _data(args)->int:
     if args.sheet: save_sheet(result.contact_sheet(args.desensitize and desensitizer(args.desensitize)), args.sheet)
     return result.exit_code
 
-# %% ../nbs/11_cli.ipynb #1f2b348e
+# %% ../nbs/11_cli.ipynb #dbc3c201
 def main(argv:list[str]=None)->int: # exit code: 0 fine, 1 a data set with warnings, 2 a mistake in what was asked for
     "The `privreid` command."
     argv = sys.argv[1:] if argv is None else argv
@@ -156,7 +165,7 @@ def main(argv:list[str]=None)->int: # exit code: 0 fine, 1 a data set with warni
         _say(f'privreid: {e}')
         return 2
     except KeyboardInterrupt:
-        run = getattr(args, 'out', None)
+        run = args.out if args.command in ('demo', 'train') else None
         _say('privreid: stopped.'+(f' Go on with: privreid train --resume {run}' if run else ''))
         return 130
 

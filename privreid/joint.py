@@ -64,10 +64,10 @@ class Config:
     @property
     def size(self)->tuple[int,int]: return self.height, self.width
 
-# %% ../nbs/04_joint.ipynb #e6760d26
+# %% ../nbs/04_joint.ipynb #0bb7126a
 PRESETS = dict(
-    demo=dict(data='synthetic', height=64, width=32, backbone='mini', weights='upper', ngf=24, ndf=8, epochs=11, batch=16,
-              lr=2e-3, warmup=0, milestones=(7, 10), freeze_bn=7, lambda_l1=10., validate_every=1, test_people=64),
+    demo=dict(data='synthetic', height=64, width=32, backbone='mini', weights='upper', ngf=24, ndf=8, epochs=9, batch=16,
+              lr=2e-3, warmup=0, milestones=(6, 8), freeze_bn=6, lambda_l1=25., validate_every=1, test_people=64),
     colab=dict(data='synthetic', people=400, test_people=100, height=128, width=64, backbone='resnet18', ngf=32, ndf=32, epochs=40,
                warmup=4, milestones=(16, 30), validate_every=4, precision='fp16'),
     paper=dict())

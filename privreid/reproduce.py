@@ -7,7 +7,7 @@ __all__ = ['TABLES', 'FIGURES', 'NEEDS', 'Job', 'in_order', 'figure8', 'plan', '
            'describe', 'train_missing', 'Trained', 'table1', 'table3', 'table4', 'table5', 'Study', 'write_study',
            'ask_machine', 'table2', 'make_tables', 'make_figures', 'reproduce']
 
-# %% ../nbs/07d_reproduce.ipynb #db8d5251
+# %% ../nbs/07d_reproduce.ipynb #34a27252
 import json, shutil
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from accelerate import PartialState
 from .data import ReidData
-from .experiments import ARMS, Arm, Experiment, load_arm, load_run, run_experiment, write_json
-from .figures import GRIDS, feature_map, grid, needs_sklearn, save_figure, stages
+from .experiments import ARMS, Arm, Experiment, load_arm, load_run, run_experiment, stages, write_json
+from .figures import GRIDS, feature_map, grid, needs_sklearn, save_figure
 from .joint import Config, check
 from .tables import KEYS, recovered_reid, saved_recovery, side_by_side, unprotected, write_table
 from .verification import draw_key, machine_rater, pair_images, read_answers, score_answers, write_group, write_sheets
@@ -217,7 +217,7 @@ def table2(t:Trained, study:Study)->list:
         rows.append((where, dict(human=rate(**people), machine=rate(**found), rank1=100*t.results['arms'][arm]['settings'][setting]['rank1'])))
     return rows
 
-# %% ../nbs/07d_reproduce.ipynb #0c289f86
+# %% ../nbs/07d_reproduce.ipynb #11b588af
 def make_tables(numbers:list[int], jobs:list[Job], out:Path, studies:dict[str,Study])->list[Path]:
     "Measure what is missing, and write the tables."
     rows = {n: [] for n in numbers}
@@ -240,7 +240,7 @@ def make_figures(numbers:list[int], jobs:list[Job], out:Path)->list[Path]:
         for d in hide:
             t = Trained(where[d, 'w/ U'], out)
             arms = {a: load_arm(out/'runs'/j.name, a, t.exp.device) for (of,a),j in where.items() if of in (d, '–')}
-            shown[d] = stages(t.exp, {a: arm for a,arm in arms.items() if arm.anonymizer})
+            shown[d] = stages(t.exp, list(arms.values()))
             if 9 in numbers: paths += save_figure(feature_map(t.exp, {a: arms[a] for a in ('Upper', 'Base', 'w/o U', 'w/ U')}), out/'figures', f'figure9-{data}-{d}')
         for n in numbers:
             if n in GRIDS: paths += save_figure(grid(n, {d: shown[d] for d in ([figure8(hide)] if n==8 else hide)}), out/'figures', f'figure{n}-{data}')

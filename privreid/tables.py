@@ -24,10 +24,11 @@ from .experiments import Arm, Experiment
 from .files import atomic
 from .verification import wilson
 
-# %% ../nbs/07b_tables.ipynb #e7bb4cee
+# %% ../nbs/07b_tables.ipynb #15c3b32b
 def unprotected(exp:Experiment, upper:Arm, arm:Arm)->dict: # images -> setting -> metrics
     "What an AGW that was trained on raw images recognises (Table 1)."
-    return {k: _settings(exp, upper, f) for k,f in {'desensitized': exp.desensitize, 'anonymized': arm.anonymizer}.items()}
+    found = exp.snoop(upper, [arm])
+    return dict(desensitized=found['desensitized'], anonymized=found[arm.name])
 
 def recovered_reid(exp:Experiment, upper:Arm, arm:Arm)->dict: # model -> setting -> metrics
     "Re-ID on recovered images (Table 4)."

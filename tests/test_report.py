@@ -1,0 +1,275 @@
+"The report and the comparison say what the run folders say, in pages that ask nobody for anything."
+import json, re, sys
+from dataclasses import asdict
+from html.parser import HTMLParser
+from types import SimpleNamespace
+import numpy as np
+import pytest, torch
+from accelerate import Accelerator
+from privreid.cli import main
+from privreid.compare import changed, compare, in_words, measured, read_runs, same_but_seed, write_comparison
+from privreid.data import to_float
+from privreid.experiments import Track, read_pictures, run_experiment, write_pictures
+from privreid.joint import preset
+from privreid.report import claims, limits, read_run, write_report
+from privreid.upgradation import Epsilons
+
+SETTINGS = 'raw-raw', 'raw-protected', 'protected-raw', 'protected-protected'
+RANK1 = {'Upper': .8, 'Base': .4, 'w/o U': .45, 'w/ U': .525}
+REASONS = [('keep', 'not private: SSIM 0.43 is not below 0.34', .45), ('upgrade', 'private, and rank-1 60.0% beats 45.0%', .6), ('fall back', 'not private: PSNR 22.00 dB is not below 21.00 dB', .6)]
+HOSTILE = '"\'><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>&amp;'
+
+def retrieval(rank1): return dict(rank1=rank1, rank5=rank1+.1, mAP=rank1-.1, mINP=rank1-.2, queries=10, skipped=0)
+
+def make_run(folder, arms=('Upper', 'Base', 'w/o U', 'w/ U'), shift=0., reasons=REASONS, device='2 CPU threads', **changes):
+    "A run folder as a training would leave it; `shift` moves every rank-1."
+    cfg,results,history = preset('demo', epochs=3, **changes), {}, []
+    for arm in arms:
+        row = dict(settings={s: retrieval(RANK1[arm]+shift) for s in (SETTINGS[:1] if arm=='Upper' else SETTINGS)}, seconds=60.)
+        if arm!='Upper': row['protected'] = dict(psnr=20.5, ssim=.3, pooled=20.)
+        if arm in ('w/o U', 'w/ U'): row['recovered'] = dict(psnr=25.+shift, ssim=.7, pooled=24.)
+        results[arm] = row
+        for e in (1, 2, 3):
+            history.append(dict(arm=arm, kind='epoch', epoch=e, lr=.1, supervision='desensitized', reid_raw=1/e))
+            if 'recovered' in row: history.append(dict(arm=arm, kind='validation', epoch=e, psnr_ano=20.+e, ssim_ano=.3, psnr_des=20., ssim_des=.29, r1_raw_ano=.5+e/100, mAP_raw_ano=.4, psnr_rec=24., ssim_rec=.7))
+            if arm=='w/ U': history.append(dict(arm=arm, kind='decision', epoch=e, action=reasons[e-1][0], reason=reasons[e-1][1], private=True, better=True, state=dict(best_r1=reasons[e-1][2], upgraded=False)))
+    env = dict(device=device, python='3.11', torch='2.4', privreid='0.1.0')
+    snooped = {k: {s: retrieval(.8 if s=='raw-raw' else .3) for s in SETTINGS} for k in ('desensitized', 'w/o U', 'w/ U')} if 'Upper' in arms else {}
+    folder.mkdir(parents=True)
+    (folder/'config.json').write_text(json.dumps(asdict(cfg)|dict(run=dict(arms=list(arms), identities=9, processes=1, environment=env))))
+    (folder/'results.json').write_text(json.dumps(dict(arms=results, unprotected=snooped, desensitized=dict(psnr=20., ssim=.29, pooled=19.5), base_r1=.5, environment=env)))
+    (folder/'history.jsonl').write_text(''.join(json.dumps(h)+'\n' for h in history))
+    write_pictures({'raw': torch.zeros(2, 3, 4, 2), f'protected {HOSTILE}': torch.ones(2, 3, 4, 2)}, folder/'pictures.png')
+    return folder
+
+class Page(HTMLParser):
+    "Tags with attributes, text, and tables by caption."
+    VOID = {'meta', 'img', 'br', 'link', 'input', 'hr'}
+    def __init__(self, text):
+        super().__init__()
+        self.tags,self.open,self.words,self.tables,self.cell = [], [], [], {}, None
+        self.feed(text); self.close()
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID: self.open.append(tag)
+        if tag=='table': self.rows,self.caption = [], ''
+        elif tag=='tr': self.rows.append([])
+        elif tag in ('td', 'th', 'caption'): self.cell = ''
+    def handle_startendtag(self, tag, attrs): self.tags.append((tag, dict(attrs)))
+    def handle_endtag(self, tag):
+        assert self.open.pop()==tag, f'</{tag}> closes something else'
+        if tag=='caption': self.caption = self.cell
+        elif tag in ('td', 'th'): self.rows[-1].append(self.cell)
+        elif tag=='table': self.tables[self.caption] = {r[0]: dict(zip(self.rows[0][1:], r[1:])) for r in self.rows[1:]}
+    def handle_data(self, data):
+        if 'style' not in self.open[-1:]: self.words.append(data)
+        if self.cell is not None: self.cell += data
+    @property
+    def text(self): return ' '.join(' '.join(self.words).split())
+    def all(self, tag): return [a for t,a in self.tags if t==tag]
+
+def assert_self_contained(text):
+    page = Page(text)
+    assert not page.open
+    for tag,attrs in page.tags:
+        assert tag not in ('script', 'link', 'iframe', 'object', 'embed', 'base', 'form', 'video', 'audio'), tag
+        for k,v in attrs.items():
+            assert not k.startswith('on'), (tag, k)
+            if k in ('src', 'href', 'xlink:href', 'srcset', 'data', 'action', 'poster'): assert v.startswith(('data:image/png;base64,', '#')), (tag, k, v[:60])
+    assert '@import' not in text and not re.search(r'url\((?!#)', text)
+    assert any("default-src 'none'" in a.get('content', '') for a in page.all('meta'))
+    ids = {a['id'] for _,a in page.tags if 'id' in a}
+    assert all(a['href'][1:] in ids for a in page.all('a')) and len(page.all('a'))>=4
+    assert all(a.get('alt') for a in page.all('img')) and all(a.get('aria-label') and a['role']=='img' for a in page.all('svg'))
+    return page
+
+@pytest.fixture(scope='module')
+def page(tmp_path_factory):
+    run = make_run(tmp_path_factory.mktemp('report')/'run')
+    return assert_self_contained(write_report(run).read_text())
+
+# --- one run
+
+def test_differences_are_those_to_base(page):
+    rank1 = page.tables['Rank-1, %']
+    assert rank1['Base']==dict.fromkeys(SETTINGS, '40.0')
+    assert rank1['w/o U']==dict.fromkeys(SETTINGS, '45.0 +5.0') and rank1['w/ U']==dict.fromkeys(SETTINGS, '52.5 +12.5')
+    assert list(rank1['Upper'].values())==['80.0 +40.0', '–', '–', '–']
+    assert page.tables['mAP, %']['w/ U']['raw-raw']=='42.5 +12.5' and page.tables['mINP, %']['w/o U']['protected-raw']=='25.0 +5.0' and page.tables['Rank-5, %']['Base']['raw-raw']=='50.0'
+
+def test_every_decision_is_there_with_its_reason_in_order(page):
+    line = ' '.join(f'epoch {e} {action} {reason}' for e,(action,reason,_) in enumerate(REASONS, 1))
+    assert line in page.text
+
+def test_claims_are_counted(page):
+    verdicts = re.findall(r'(holds|failed) (?:w/o U|w/ U|An unprotected AGW)', page.text)
+    assert len(verdicts)==16 and f"claims that hold {verdicts.count('holds')} of 16" in page.text
+
+def test_charts_show_what_there_is(page):
+    labels = [a['aria-label'] for a in page.all('svg')]
+    assert len(labels)==6+1   # six validation metrics, and the one loss that these runs have
+    assert any(l.startswith('PSNR of protected, dB') and 'w/ U: from 21 to 23' in l for l in labels)
+    assert any(l.startswith('Re-ID, raw') and all(f'{a}: from 1 to 0.333' in l for a in RANK1) for l in labels)
+
+def test_time_and_machine(page):
+    assert page.tables['Training time']['w/ U']=={'seconds': '60', 'per epoch': '20.0'}
+    assert page.tables['Machine']['device']['made with']=='2 CPU threads'
+
+def test_limits_are_what_the_rule_compared_with(tmp_path):
+    found = limits(read_run(make_run(tmp_path/'run', eps_r1=.05, eps_psnr=1., eps_ssim=.05)))
+    assert np.allclose(found['r1_raw_ano'], [(1, .45), (2, .45), (3, .6)])     # Base's .5 less .05, until the upgrade of epoch 2
+    assert np.allclose(found['psnr_ano'], [(e, 21.) for e in (1, 2, 3)]) and np.allclose(found['ssim_ano'], [(e, .34) for e in (1, 2, 3)])
+
+@pytest.mark.parametrize('arms', [('Upper',), ('Base',), ('Upper', 'w/o U'), ('Base', 'w/ U')])
+def test_a_run_of_some_arms_has_a_report(tmp_path, arms):
+    page = assert_self_contained(write_report(make_run(tmp_path/'run', arms, weights='')).read_text())
+    assert list(page.tables['Rank-1, %'])==sorted(arms, key=('Base', 'w/o U', 'w/ U', 'Upper').index)
+    assert ('What was decided' in page.text)==('w/ U' in arms)
+
+def test_hostile_strings_stay_text(tmp_path):
+    run = make_run(tmp_path/'<b onclick=x>run', reasons=[(HOSTILE, HOSTILE, .4)]*3, device=HOSTILE, root=HOSTILE, pattern=HOSTILE)
+    (run/'history.jsonl').write_text((run/'history.jsonl').read_text().replace(f'"action": {json.dumps(HOSTILE)}', '"action": "keep"'))
+    page = assert_self_contained(write_report(run).read_text())
+    assert page.text.count(HOSTILE)>=3+1+2+1 and '<b onclick=x>run' in page.text     # reasons, device, root and pattern, a row of pictures
+    other = make_run(tmp_path/'<i>other', root='/elsewhere')
+    page = assert_self_contained(write_comparison(read_runs([run, other]), tmp_path).read_text())
+    assert HOSTILE in page.text and '<i>other' in page.text
+
+def test_a_claim_needs_more_than_a_draw(tmp_path):
+    run = read_run(make_run(tmp_path/'run'))
+    def verdict(text): return {c.text: c.holds for c in claims(run.results, run.history, Epsilons(psnr=1., ssim=.05))}[text]
+    assert verdict('w/ U is above w/o U, raw-protected') and verdict('w/ U: the supervision was upgraded at least once')
+    run.results['arms']['w/o U']['settings']['raw-protected']['rank1'] = run.results['arms']['w/ U']['settings']['raw-protected']['rank1']
+    assert not verdict('w/ U is above w/o U, raw-protected')
+    private = 'w/ U: protected images meet the privacy constraint on the test people'
+    assert verdict(private)
+    run.results['arms']['w/ U']['protected']['psnr'] = 21.
+    assert not verdict(private)
+
+def test_pictures_come_back_pixel_by_pixel(tmp_path):
+    x = torch.randint(256, (3, 3, 8, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    write_pictures({'a': to_float(x), 'b': to_float(255-x)}, tmp_path/'p.png')
+    for name,want in {'a': x, 'b': 255-x}.items():
+        assert np.array_equal(np.asarray(read_pictures(tmp_path/'p.png')[name]), np.concatenate([im.permute(1,2,0).numpy() for im in want], 1))
+    (tmp_path/'p.png').write_bytes(b'no picture')
+    with pytest.raises(ValueError, match='p.png is not the sheet'): read_pictures(tmp_path/'p.png')
+
+# --- several runs
+
+@pytest.fixture
+def runs(tmp_path):
+    "Two seeds, and one with another desensitizer and fewer arms."
+    return read_runs([make_run(tmp_path/'a'), make_run(tmp_path/'b', seed=1, shift=.04), make_run(tmp_path/'c', ('Upper', 'Base'), desensitizer='noise', shift=-.1)])
+
+def test_comparison_holds_the_right_numbers(runs, tmp_path):
+    page = assert_self_contained(write_comparison(runs, tmp_path/'out.html').read_text())
+    table = page.tables['Rank-1, raw-protected, %']
+    assert table['a']=={'Base': '40.0', 'w/o U': '45.0', 'w/ U': '52.5'}
+    assert table['b']=={'Base': '44.0 +4.0', 'w/o U': '49.0 +4.0', 'w/ U': '56.5 +4.0'}
+    assert table['c']=={'Base': '30.0 -10.0', 'w/o U': '–', 'w/ U': '–'}
+    assert table['mean of a, b']=={'Base': '42.0 ± 2.8', 'w/o U': '47.0 ± 2.8', 'w/ U': '54.5 ± 2.8'}      # sqrt(2²+2²) = 2.83
+    assert page.tables['PSNR of recovered, dB']['b']=={'w/o U': '25.04 +0.04', 'w/ U': '25.04 +0.04'}
+    assert page.tables['Rank-1, raw-raw, %']['c']['Upper']=='70.0 -10.0'
+
+def test_what_differs(runs):
+    assert {k: list(v) for k,v in changed(runs).T.items()}=={'desensitizer': ['blur', 'blur', 'noise'], 'seed': ['0', '1', '0'], 'arms': [', '.join(RANK1)]*2+['Upper, Base']}
+
+def test_every_measurement_is_in_some_table(runs):
+    "Arms, settings and metrics are looked up by their names, one by one."
+    tables = compare(runs)
+    for name,r in runs.items():
+        for arm,row in r.results['arms'].items():
+            for s,found in row['settings'].items():
+                for m,title in dict(rank1='Rank-1', rank5='Rank-5', mAP='mAP', mINP='mINP').items(): assert tables[f'{title}, {s}, %'].at[name, arm]==100*found[m]
+    assert len(tables)==4*4+4 and sum(t.notna().sum().sum() for t in tables.values())==sum(measured(r.results).notna().sum().sum() for r in runs.values())
+
+def test_only_the_seed_may_differ_in_a_mean(tmp_path):
+    def groups(*folders): return same_but_seed(read_runs(folders))
+    a,b = make_run(tmp_path/'a'), make_run(tmp_path/'b', seed=1, root='/elsewhere', checkpoint_every=1)
+    assert groups(a, b)==[['a', 'b']]
+    assert groups(a, make_run(tmp_path/'again'))==[]                                        # the same seed twice
+    assert groups(a, make_run(tmp_path/'lr', seed=1, lr=.5))==[]
+    assert groups(a, make_run(tmp_path/'few', ('Upper', 'Base'), seed=1))==[]
+    assert groups(a, b, make_run(tmp_path/'n0', desensitizer='noise'), make_run(tmp_path/'n1', seed=5, desensitizer='noise'))==[['a', 'b'], ['n0', 'n1']]
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path):
+    x,y = make_run(tmp_path/'x'/'run'), make_run(tmp_path/'y'/'run', seed=1)
+    assert list(read_runs([x, y]))==[str(x), str(y)]
+
+# --- the command
+
+def report(capsys, *words):
+    code = main(['report', *map(str, words)])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+def test_one_run_gets_its_report_and_several_a_comparison(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    a,b = make_run(tmp_path/'a'), make_run(tmp_path/'b', seed=1, shift=.04)
+    code,said,_ = report(capsys, a)
+    assert code==0 and said.strip()==str(a/'report.html') and 'holds' in (a/'report.html').read_text() and not (tmp_path/'comparison.html').exists()
+    code,said,_ = report(capsys, a, b)
+    assert code==0 and said.strip().endswith(str(tmp_path/'comparison.html')) and (tmp_path/'comparison.html').is_file() and not (b/'report.html').exists()
+    row = next(l for l in said[said.index('Rank-1, raw-protected, %'):].splitlines() if l.startswith('b '))
+    assert row.split()==['b', '44.0', '(+4.0)', '49.0', '(+4.0)', '56.5', '(+4.0)'] and '42.0 ± 2.8' in said
+    assert report(capsys, a, b, '--out', tmp_path/'elsewhere.html')[0]==0 and (tmp_path/'elsewhere.html').read_text()==(tmp_path/'comparison.html').read_text()
+
+@pytest.mark.parametrize('case', ['no run', 'unfinished', 'cut', 'twice', 'no pictures'])
+def test_a_mistake_costs_one_line_and_writes_nothing(tmp_path, capsys, one_line, case):
+    a,b,out = make_run(tmp_path/'a'), make_run(tmp_path/'b', seed=1), tmp_path/'out.html'
+    words,named = [a, b], b
+    if case=='no run': words = [a, tmp_path]; named = tmp_path
+    elif case=='unfinished': (b/'results.json').unlink()
+    elif case=='cut': (b/'results.json').write_text('{"arms": {')
+    elif case=='twice': words = [a, b, a]; named = 'a is named twice'
+    elif case=='no pictures': words = [b]; (b/'pictures.png').write_bytes(b'')
+    code,_,said = report(capsys, *words, '--out', out)
+    one_line(said.strip(), 'privreid:', named)
+    assert code==2 and not out.exists()
+
+# --- trackers
+
+def curves(folder):
+    "What TensorBoard reads back: tag -> (step, value), …"
+    event_accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    events = event_accumulator.EventAccumulator(str(folder), size_guidance=dict(scalars=0, tensors=0)).Reload()
+    texts = {t: [(e.step, e.tensor_proto.string_val[0].decode()) for e in events.Tensors(t)] for t in events.Tags()['tensors']}
+    return {t: [(e.step, e.value) for e in events.Scalars(t)] for t in events.Tags()['scalars']}|texts
+
+def test_tracker_shows_a_resumed_arm_once(tmp_path):
+    pytest.importorskip('tensorboard')
+    def trainer(history): return SimpleNamespace(accelerator=Accelerator(log_with='tensorboard', project_dir=tmp_path/'tensorboard'), history=history)
+    def epoch(e, loss): return dict(kind='epoch', epoch=e, lr=.5, supervision='desensitized', l1_ano=loss)
+    killed,track = trainer([]), Track('w/ U')
+    track.before_fit(killed)
+    for e in (1, 2, 3): killed.history.append(epoch(e, 10.*e)); track.after_epoch(killed)          # killed: no after_fit
+    resumed,track = trainer([epoch(1, 10.), epoch(2, 20.)]), Track('w/ U')
+    track.before_fit(resumed)
+    resumed.history += [epoch(3, 33.), dict(kind='validation', epoch=3, psnr_ano=21.), dict(kind='decision', epoch=3, action='keep', reason='because', state=dict(best_r1=.5, upgraded=False))]
+    track.after_epoch(resumed); track.after_fit(resumed)
+    found = curves(tmp_path/'tensorboard'/'with-u')
+    assert found['losses/l1_ano']==[(1, 10.), (2, 20.), (3, 33.)] and found['losses/lr']==[(1, .5), (2, .5), (3, .5)]
+    assert found['validation/psnr_ano']==[(3, 21.)] and found['upgradation/rank-1 to beat']==[(3, .5)] and found['upgradation/upgraded']==[(3, 0.)]
+    assert [v for t,v in found.items() if t.startswith('upgradation/decision')]==[[(3, 'keep: because')]]
+    track = Track('Upper')                                                                        # the next arm of the same process
+    resumed.history = [epoch(1, 7.)]
+    track.before_fit(resumed); track.after_fit(resumed)
+    assert curves(tmp_path/'tensorboard'/'upper')['losses/l1_ano']==[(1, 7.)] and len(curves(tmp_path/'tensorboard'/'with-u')['losses/l1_ano'])==3
+
+TINY = dict(people=8, test_people=4, epochs=2, batch=16, ngf=4, ndf=4, milestones=())
+
+def test_a_tracked_run_leaves_the_curves_of_its_history(tmp_path):
+    pytest.importorskip('tensorboard')
+    run_experiment(preset('demo', **TINY), tmp_path/'run', ('Upper',), track='tensorboard')
+    history = [json.loads(l) for l in (tmp_path/'run'/'history.jsonl').read_text().splitlines()]
+    found = curves(tmp_path/'run'/'tensorboard'/'upper')['losses/reid_raw']
+    assert np.allclose(found, [(h['epoch'], h['reid_raw']) for h in history]) and len(found)==2
+
+def test_without_tensorboard(tmp_path, monkeypatch, one_line):
+    monkeypatch.setitem(sys.modules, 'tensorboard', None); monkeypatch.setitem(sys.modules, 'tensorboardX', None)
+    for name,told in (('tensorboard', "privreid[tensorboard]"), ('tensorbored', "'tensorbored'")):
+        with pytest.raises(ValueError) as e: run_experiment(preset('demo', **TINY), tmp_path/'run', ('Upper',), track=name)
+        one_line(e.value, told)
+    assert not (tmp_path/'run').exists()
+    run_experiment(preset('demo', **TINY), tmp_path/'run', ('Upper',))     # nobody asked for it
+    assert not (tmp_path/'run'/'tensorboard').exists()
