@@ -27,7 +27,8 @@ def add_config_options(
         if f.name in but: continue
         kind = _tuple if f.type is tuple or f.type=='tuple' else f.type
         default = f"'{f.default}'" if isinstance(f.default, str) else f.default
-        group.add_argument(f"--{f.name.replace('_', '-')}", type=kind, default=None, metavar=f.name.upper(), help=f'{helps[f.name]} (paper: {default})'.replace('%', '%%'))
+        how = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind, metavar=f.name.upper())
+        group.add_argument(f"--{f.name.replace('_', '-')}", default=None, help=f'{helps[f.name]} (paper: {default})'.replace('%', '%%'), **how)
 
 # %% ../nbs/11_cli.ipynb #bb294821
 def _parser(full:bool=True)->argparse.ArgumentParser:
@@ -96,8 +97,9 @@ def _changes(args)->dict:
 def _train(args)->None:
     from dataclasses import replace
     from privreid.experiments import ARMS, load_run, run_experiment
-    from privreid.joint import preset
+    from privreid.joint import preset, share_cpus
     from privreid.report import read_run, summary, write_report
+    share_cpus()
     changes,start,own = _changes(args), time.time(), load_run(args.resume) if args.resume else None
     if own and not args.preset: cfg = replace(own[0], **changes)
     else: cfg = preset(args.preset or dict(demo='demo', train='paper')[args.command], **changes)

@@ -9,6 +9,8 @@ from PIL import Image
 from privreid.data import SyntheticPedestrians
 
 torch.set_num_threads(1)   # two on a busy two-core machine wait for each other at every small operation: 50 times slower
+def pytest_addoption(parser): parser.addoption('--slow', action='store_true', help='tests that take minutes, too')
+
 settings.register_profile('privreid', deadline=None, derandomize=True, database=None, max_examples=30)
 settings.load_profile('privreid')
 

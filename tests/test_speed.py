@@ -1,0 +1,152 @@
+"What is promised about speed: the same mathematics as a plain step, no work for nothing, quick to import, a cost model that counts right."
+import copy, re, subprocess, sys
+from pathlib import Path
+import pytest, torch
+from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
+from privreid import joint as module
+from privreid.agw import AGW
+from privreid.data import SyntheticPedestrians, to_float
+from privreid.desensitize import Blur
+from privreid.joint import JointTraining, bf16_in_hardware, preset
+from privreid.pix2pix import PatchGAN, UNetGenerator
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/'benchmarks'))
+from training import PlainStep, flops
+
+def joint(**changes): return JointTraining(preset('demo', **dict(ngf=4, ndf=4, batch=8, lr=1e-4, people=10, test_people=4)|changes), 8, Accelerator(cpu=True))
+
+@pytest.fixture(scope='module')
+def batch():
+    few = SyntheticPedestrians(size=(64,32)).split([(p, c, 0) for p in (1, 2) for c in range(4)])
+    x = to_float(few.images)
+    return x, Blur()(x), few.labels()
+
+# --- the same mathematics
+
+def recorded(optimizers):
+    "By network, the gradients that its optimiser is given."
+    seen = {}
+    for k,opt in optimizers.items(): opt.register_step_pre_hook(lambda opt, *_, k=k: seen.update({k: [p.grad.clone() for g in opt.param_groups for p in g['params']]}))
+    return seen
+
+slow = pytest.mark.skipif("not config.getoption('--slow')", reason='minutes of compiling: --slow')
+
+@pytest.mark.parametrize('backend', ['', 'aot_eager', pytest.param('inductor', marks=slow)])   # of torch.compile; aot_eager translates alike and does not compile
+def test_fast_step_equals_plain_step(batch, backend, monkeypatch):
+    compile = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda net, **options: compile(net, backend=backend, **options))
+    training = joint(compile=bool(backend)); training.nets.train()
+    plain = PlainStep({k: copy.deepcopy(n).to(memory_format=torch.contiguous_format) for k,n in training.nets.items()}, training.cfg)
+    start = {k: v.clone() for k,v in training.nets.named_parameters()}
+    want,got = recorded(plain.optimizers), recorded(training.optimizers)
+    a,b = plain(*batch), training.step(*batch)
+    assert a.keys()==b.keys()
+    for k in a: assert b[k].item()==pytest.approx(a[k].item(), rel=1e-5), k
+    assert want.keys()==got.keys()==training.nets.keys()
+    for name,net in plain.nets.items():
+        params = [(k,p) for k,p in net.named_parameters() if p.requires_grad]
+        largest = max(g.norm() for g in want[name])
+        for (k,p),g,h in zip(params, want[name], got[name], strict=True):
+            assert (g-h).norm()<=1e-4*g.norm()+1e-5*largest, f'{name}.{k}'
+            # Adam's first step is lr in the direction of gradient and decay; where these are only rounding, that may be either
+            was,now = start[f'{name}.{k}'], training.nets[name].get_parameter(k)
+            drive = g.abs() if name=='center' else (g+training.cfg.weight_decay*was).abs()
+            sure = drive>1e-2*drive.max()
+            moved = (p-was)[sure].abs()
+            assert ((p-now)[sure].abs()<1e-2*moved.max()).all() and (moved>0).all(), f'{name}.{k}'
+
+def test_raw_and_protected_batches_have_statistics_of_their_own(batch):
+    "Two BatchNorm updates a step, not one of both batches together."
+    training = joint(); training.nets.train()
+    training.step(*batch)
+    assert training.nets['reid'].neck.num_batches_tracked==2
+    assert training.nets['D_Y'].body[3].num_batches_tracked==3     # real, fake, and fake again for the generator
+
+# --- no work for nothing
+
+class Reads(TorchDispatchMode):
+    "Counts the numbers that Python reads from tensors: on a GPU, each would wait for the whole queue."
+    def __init__(self): super().__init__(); self.count = 0
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        self.count += f is torch.ops.aten._local_scalar_dense.default
+        return f(*args, **(kwargs or {}))
+
+def test_a_step_reads_no_number(batch):
+    training = joint(); training.nets.train()
+    with Reads() as reads: training.step(*batch)
+    assert reads.count<=2      # on a CPU only, each triplet loss asks whether there are two people
+
+def test_flops_of_the_cost_model(batch):
+    "The formula of nbs/scale.md against PyTorch's own count of a whole step."
+    training = joint(ngf=8, ndf=8); training.nets.train()
+    n,(x,_,_) = training.nets.eval(), batch
+    with torch.no_grad(): G,D,R = (flops(f) for f in (lambda: n['G_X'](x), lambda: n['D_Y'](x, x), lambda: n['reid'](x)))
+    n.train()
+    assert flops(lambda: training.step(*batch))==pytest.approx(6*G+16*D+6*R, rel=.03)
+
+def test_table_of_the_cost_model():
+    "GFLOP per image and millions of parameters, as nbs/scale.md states them."
+    text = (ROOT/'nbs'/'scale.md').read_text(encoding='utf-8')
+    def count(net, *shapes):
+        with torch.device('meta'): net = net().eval()
+        with torch.no_grad(): work = flops(lambda: net(*(torch.empty(1, *s, device='meta') for s in shapes)))
+        return work/1e9, sum(p.numel() for p in net.parameters())/1e6
+    picture = (3,256,128)
+    for name,got in {'U-Net': count(UNetGenerator, picture), 'PatchGAN': count(PatchGAN, picture, picture), 'AGW, ResNet-50': count(lambda: AGW(751), picture),
+                     'AGW, ResNet-50, `inter_channels=1`': count(lambda: AGW(751, inter_channels=1), picture)}.items():
+        said = re.search(rf'^\| {re.escape(name)} \| ([\d.]+) \| ([\d.]+) \|', text, re.M)
+        assert said, name
+        assert [float(v) for v in said.groups()]==[pytest.approx(v, abs=.06) for v in got], name
+
+# --- quick to start
+
+def python(code, *words): return subprocess.run([sys.executable, '-c', code, *words], capture_output=True, text=True, timeout=600, check=True).stdout.split()
+
+def test_help_needs_no_torch():
+    "Processor time, so that a busy machine changes nothing."
+    loaded,seconds = python('''
+import sys, time, io, contextlib
+from privreid.cli import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main(['--help'])
+print('torch' in sys.modules or 'accelerate' in sys.modules, time.process_time())''')
+    assert loaded=='False' and float(seconds)<1
+
+def test_import_costs_little_beyond_torch():
+    alone,rest = map(float, python('''
+import time, torch, torchvision, accelerate, safetensors.torch, numpy, PIL.Image, tqdm.auto, fastcore.basics
+start = time.process_time()
+import privreid
+alone = time.process_time()-start
+import privreid.checkpoint, privreid.evaluation, privreid.joint, privreid.upgradation
+print(alone, time.process_time()-start)'''))
+    assert alone<.05 and rest<.2
+
+# --- what the machine can do
+
+def test_bf16_on_a_cpu_without_it_is_warned_about(monkeypatch, one_line):
+    cpu = Accelerator(cpu=True)
+    monkeypatch.setattr(module, 'bf16_in_hardware', lambda: False)
+    with pytest.warns(UserWarning) as told: module.check_machine(preset('demo', precision='bf16'), cpu)
+    one_line(told[0].message, 'bf16', 'AMX')
+    assert len(told)==1
+    monkeypatch.setattr(module, 'bf16_in_hardware', lambda: True)
+    module.check_machine(preset('demo', precision='bf16'), cpu)
+    assert len(told)==1
+
+def test_bf16_is_read_from_cpuinfo(tmp_path):
+    for flags,has in (('avx2 avx512f', False), ('avx512f avx512_bf16', True), ('amx_tile amx_bf16', True)):
+        (tmp_path/'cpuinfo').write_text(f'model name : CPU\nflags : {flags}\n')
+        assert bf16_in_hardware(tmp_path/'cpuinfo')==has
+    assert bf16_in_hardware(tmp_path/'none')
+
+def test_compile_without_a_compiler_is_said_in_one_line(monkeypatch, one_line):
+    monkeypatch.setattr(module.shutil, 'which', lambda name: None)
+    with pytest.raises(ValueError) as e: joint(compile=True)
+    one_line(e.value, 'compiler', 'g++')
+
+def test_processes_that_do_not_know_each_other_are_refused(monkeypatch, one_line):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(ValueError) as e: joint()
+    one_line(e.value, '2 processes', 'share_cpus')
