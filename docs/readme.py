@@ -20,7 +20,7 @@ def fill(text:str, cfg:dict[str,str])->str:
 
 def relink(text:str, cfg:dict[str,str])->str:
     "Links that are right inside nbs/, made right for a reader of README.md."
-    text = re.sub(r'\]\(([\w-]+)\.ipynb(#[^)]*)?\)', lambda m: f"]({cfg['doc_url']}/{m[1]}.html{m[2] or ''})", text)
+    text = re.sub(r'\]\(([\w-]+)\.(?:ipynb|md)(#[^)]*)?\)', lambda m: f"]({cfg['doc_url']}/{m[1]}.html{m[2] or ''})", text)
     return re.sub(r'\]\(images/', '](nbs/images/', text)
 
 def markdown(cell, cfg:dict[str,str])->str:

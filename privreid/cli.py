@@ -175,5 +175,4 @@ def _say(line:str):
     tqdm.write(line, file=sys.stderr)
 
 # %% ../nbs/11_cli.ipynb #a9c0f43e
-#| eval: false
-if __name__=='__main__': sys.exit(main())
+if __name__=='__main__' and '__file__' in globals(): sys.exit(main())   # a notebook has no file

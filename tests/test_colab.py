@@ -1,0 +1,82 @@
+"The lessons on Colab: what it ships is not moved, and they run from top to bottom."
+import json, os, re, subprocess, sys, venv
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/'docs'))
+from readme import settings
+
+CFG = settings()
+LESSONS = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
+SHIPPED = ['fastcore>=2', 'ipywidgets==7.7.1', 'ipython==7.34.0']   # where Colab is ahead of us, or behind
+RUN = ['01_desensitize', '03_agw', '05_upgradation']
+
+def sources(path:Path)->list[str]: return [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='code']
+
+def test_first_cells_are_current():
+    p = subprocess.run([sys.executable, ROOT/'docs'/'colab.py', '--check'], capture_output=True, text=True)
+    assert p.returncode==0, p.stderr
+
+@pytest.mark.parametrize('path', LESSONS, ids=lambda p: p.stem)
+def test_first_cell(path):
+    first = sources(path)[0]
+    assert f"%pip install -q {CFG['lib_name']}=={CFG['version']}\n" in first and 'GPU' in first
+
+@pytest.mark.parametrize('path', LESSONS, ids=lambda p: p.stem)
+def test_no_lesson_needs_nbdev(path):
+    assert not [s for s in sources(path) if re.search(r'^\s*(?:import|from)\s+(?:nbdev|execnb|ghapi)\b', s, flags=re.M)]
+
+def find(name:str):
+    try: return distribution(name)
+    except PackageNotFoundError: return None
+
+def needed(names, but=())->set[str]:
+    "Distributions that `names` need here, and those that they need, and so on."
+    seen,todo = set(), [Requirement(n) for n in names]
+    while todo:
+        r = todo.pop()
+        if str(r) in seen or r.name in but: continue
+        seen.add(str(r))
+        here = find(r.name)   # None: for another platform
+        todo += [q for q in map(Requirement, here and here.requires or []) if not q.marker or any(q.marker.evaluate({'extra': e}) for e in ('', *r.extras))]
+    return {n for n in (Requirement(s).name for s in seen) if find(n)}
+
+@pytest.fixture(scope='session')
+def colab(tmp_path_factory):
+    "Run a command in an environment like Colab's: big packages are borrowed from this one by links, the rest is installed. Ours lies in a wheel beside it."
+    tmp = tmp_path_factory.mktemp('colab')
+    (lent := tmp/'lent').mkdir()
+    for name in needed(CFG['requirements'].split(), but=[Requirement(s).name for s in SHIPPED]):
+        for top in {f.parts[0] for f in distribution(name).files}-{'..', '__pycache__'}:
+            if not (lent/top).exists(): (lent/top).symlink_to(distribution(name).locate_file(top))
+    venv.create(tmp/'venv', with_pip=True, upgrade_deps=True)   # an old setuptools would hide the lent one
+    python = tmp/'venv'/'bin'/'python'
+    env = {k: v for k,v in os.environ.items() if k not in ('PYTHONPATH', 'MPLBACKEND')} | dict(PIP_DISABLE_PIP_VERSION_CHECK='1')
+    def run(*args, **more):
+        p = subprocess.run([python, '-m', *args], cwd=tmp, env=env|more, capture_output=True, text=True, timeout=900)
+        assert p.returncode==0, p.stderr[-4000:]
+        return p.stdout
+    site_packages = Path(subprocess.check_output([python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'], text=True).strip())
+    (site_packages/'lent.pth').write_text(f'{lent}\n')
+    run('pip', 'install', '-q', *SHIPPED, 'ipykernel', 'nbconvert')
+    run('pip', 'wheel', '-q', '--no-deps', '-w', str(tmp/'dist'), str(ROOT))
+    run.wheel = next((tmp/'dist').glob('*.whl'))
+    return run
+
+def test_nothing_is_moved(colab):
+    "pip would install our wheel and leave everything else as it is."
+    report = json.loads(colab('pip', 'install', '-q', '--dry-run', '--report', '-', str(colab.wheel)))
+    assert [i['metadata']['name'] for i in report['install']]==[CFG['lib_name']]
+
+def test_lessons_run(colab, tmp_path):
+    "Top to bottom, with every cell, in a folder that holds nothing else; the first installs the package, the others find it."
+    assert CFG['lib_name'] not in [p['name'] for p in json.loads(colab('pip', 'list', '--format', 'json'))]
+    for name in RUN:
+        colab('nbconvert', '--to', 'notebook', '--execute', '--output-dir', str(tmp_path), str(ROOT/'nbs'/f'{name}.ipynb'),
+              PIP_NO_INDEX='1', PIP_FIND_LINKS=str(colab.wheel.parent), OMP_NUM_THREADS='1')
+        assert 'No GPU' in (text := (tmp_path/f'{name}.ipynb').read_text(encoding='utf-8')) or 'found: faster' in text
+    versions = {p['name']: p['version'] for p in json.loads(colab('pip', 'list', '--format', 'json'))}
+    assert (versions[CFG['lib_name']], versions['ipywidgets'], 'nbdev' in versions)==(CFG['version'], '7.7.1', False)

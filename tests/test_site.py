@@ -1,0 +1,181 @@
+"The site, built offline and visited with Chromium: on a desk and on a phone, by day and by night."
+import importlib.util, os, re, shutil, subprocess, sys
+from functools import partial
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import unquote, urljoin, urlsplit
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/'docs'))
+from readme import settings
+
+CFG = settings()
+LESSONS = sorted(p.stem for p in (ROOT/'nbs').glob('[0-9]*.ipynb'))
+PAGES = sorted({'index', *LESSONS, *(p.stem for p in (ROOT/'nbs').glob('[!_]*.md'))})
+each_lesson,each_page = (pytest.mark.parametrize('name', n) for n in (LESSONS, PAGES))
+
+def missing(what:str):
+    "Skip on somebody's laptop, fail where everything must be checked."
+    (pytest.fail if os.environ.get('CI') else pytest.skip)(what)
+
+@pytest.fixture(scope='session')
+def site(tmp_path_factory)->Path:
+    "The site, built as docs/README.md says, with a proxy that leads nowhere."
+    if not all(map(importlib.util.find_spec, ('sphinx', 'myst_nb', 'sphinx_book_theme'))): missing("the site needs Sphinx: pip install -e '.[docs]'")
+    tmp = tmp_path_factory.mktemp('site')
+    command = re.search(r'^sphinx-build (.*) -d \S+ nbs _site$', (ROOT/'docs'/'README.md').read_text(encoding='utf-8'), flags=re.M)[1].split()
+    env = os.environ | {k: 'http://127.0.0.1:9' for k in ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY')}
+    p = subprocess.run([sys.executable, '-m', 'sphinx', '-q', *command, '-d', tmp/'doctrees', 'nbs', tmp/'html'], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert p.returncode==0, p.stderr[-4000:]
+    return tmp/'html'
+
+# -- what is written on the pages -------------------------------------------------------------------------------------
+
+class Page(HTMLParser):
+    "Ids, links, pictures and loaded files of one page."
+    def __init__(self, path:Path):
+        super().__init__()
+        self.ids,self.links,self.images,self.loads = set(), [], [], []
+        self.feed(path.read_text(encoding='utf-8'))
+    def handle_starttag(self, tag, attrs):
+        a = dict(attrs)
+        if 'id' in a: self.ids.add(a['id'])
+        if tag=='a' and a.get('href'): self.links.append(a['href'])
+        if tag=='img': self.images.append(a)
+        if tag in ('script', 'img', 'iframe', 'source') and a.get('src'): self.loads.append(a['src'])
+        if tag=='link' and 'stylesheet' in a.get('rel', ''): self.loads.append(a['href'])
+
+@pytest.fixture(scope='session')
+def pages(site)->dict[str,Page]: return {p.name: Page(p) for p in site.glob('*.html')}
+
+@pytest.fixture(scope='session')
+def built(pages):
+    assert set(pages)>={f'{p}.html' for p in PAGES}|{'search.html', 'genindex.html'}
+    return pages
+
+def test_links_and_anchors(site, built):
+    for name,page in built.items():
+        for href in page.links:
+            to = urlsplit(urljoin(f'http://site/{name}', href))
+            if to.netloc!='site': continue
+            path,anchor = unquote(to.path.lstrip('/')) or 'index.html', unquote(to.fragment)
+            assert (site/path).is_file(), f'{name}: {href}'
+            if anchor and path in built: assert anchor in built[path].ids, f'{name}: {href}'
+
+def test_nothing_is_loaded_from_elsewhere(built):
+    assert not [(n, s) for n,p in built.items() for s in p.loads if urlsplit(s).netloc]
+
+def test_pictures_have_a_text(built):
+    images = [(n, i) for n,p in built.items() for i in p.images if i['src'].startswith('_images/')]   # the others are the theme's
+    assert len(images)>len(LESSONS)
+    assert not [(n, i) for n,i in images if len((i.get('alt') or '').split())<3]
+
+@each_lesson
+def test_colab_and_download(site, built, name):
+    page = built[f'{name}.html']
+    assert f"https://colab.research.google.com/github/{CFG['user']}/{CFG['repo']}/blob/{CFG['branch']}/nbs/{name}.ipynb" in page.links
+    download = next(l for l in page.links if l.startswith('_downloads') and l.endswith(f'/{name}.ipynb'))
+    assert (site/download).read_bytes()==(ROOT/'nbs'/f'{name}.ipynb').read_bytes()
+
+@each_lesson
+def test_one_leads_to_the_next(built, name):
+    at = LESSONS.index(name)
+    for neighbour in LESSONS[max(0, at-1):at]+LESSONS[at+1:at+2]: assert f'{neighbour}.html' in built[f'{name}.html'].links
+
+def test_reference(site, built):
+    "Public names have an entry with what docments say; prose and overview lead to it."
+    agw = (site/'03_agw.html').read_text(encoding='utf-8')
+    assert {'privreid.agw.wrt_loss', 'privreid.agw.AGW', 'privreid.data.PKSampler.epoch'}<=built['03_agw.html'].ids|built['00_data.html'].ids
+    start = agw.index('id="privreid.agw.wrt_loss"')
+    entry = agw[start:agw.index('</table>', start)]
+    assert '(B,F), not normalised' in entry and 'privreid.agw._insert_non_local' not in built['03_agw.html'].ids
+    assert '00_data.html#privreid.data.PKSampler' in built['04_joint.html'].links+built['glossary.html'].links
+    assert '03_agw.html#privreid.agw.wrt_loss' in built['reference.html'].links
+
+def test_hidden_cells_stay_hidden(site):
+    for name in LESSONS: assert 'fastcore.test' not in (site/f'{name}.html').read_text(encoding='utf-8') and 'default_exp' not in (site/f'{name}.html').read_text(encoding='utf-8')
+
+# -- what a visitor meets ---------------------------------------------------------------------------------------------
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+@pytest.fixture(scope='session')
+def visit(site):
+    "A function that opens a page in Chromium; the page's `problems` are requests to elsewhere or in vain, and errors on the console."
+    chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    if not chromium: missing('the site is looked at with Chromium, and there is none: apt-get install chromium')
+    if not importlib.util.find_spec('playwright'): missing("Chromium is driven by Playwright: pip install -e '.[docs]'")
+    from playwright.sync_api import sync_playwright
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=site))
+    Thread(target=server.serve_forever, daemon=True).start()
+    home = f'http://127.0.0.1:{server.server_port}/'
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+        def visit(name:str, width:int=1280, **context):
+            page = browser.new_context(viewport=dict(width=width, height=900), **context).new_page()
+            page.set_default_timeout(120_000)   # a busy machine is no fault of the site
+            page.problems = []
+            page.on('request', lambda r: r.url.startswith((home, 'data:', 'blob:')) or page.problems.append(f'leaves the machine: {r.url}'))
+            page.on('response', lambda r: r.status>=400 and page.problems.append(f'{r.status}: {r.url}'))
+            page.on('console', lambda m: m.type=='error' and page.problems.append(m.text))
+            page.on('pageerror', lambda e: page.problems.append(str(e)))
+            page.goto(home+name)
+            return page
+        yield visit
+        browser.close()
+    server.shutdown()
+
+def faults(page, **options)->list:
+    "Serious accessibility faults that axe-core finds."
+    from axe_playwright_python.sync_playwright import Axe
+    found = Axe().run(page, options=dict(resultTypes=['violations'], preload=False, **options)).response['violations']
+    return [(v['id'], v['help'], [n['html'][:200] for n in v['nodes'][:3]]) for v in found if v['impact'] in ('serious', 'critical')]
+
+@each_page
+def test_page(visit, name):
+    page = visit(f'{name}.html')
+    if wanted := page.locator('.math').count():
+        page.evaluate('MathJax.startup.promise')
+        assert page.locator('.math mjx-container').count()>=wanted and not page.locator('mjx-merror').count()
+    assert page.locator('article h1').count()==1
+    assert not faults(page)
+    page.evaluate("document.documentElement.dataset.theme = document.documentElement.dataset.mode = 'dark'")
+    assert not faults(page, runOnly=['color-contrast'])
+    page.set_viewport_size(dict(width=390, height=844))
+    assert page.evaluate('document.documentElement.scrollWidth')<=390
+    assert not page.problems
+    page.context.close()
+
+def test_search(visit):
+    page = visit('search.html?q=WeightedRegularizedTriplet')
+    page.wait_for_selector('#search-results li a')
+    found = page.eval_on_selector_all('#search-results li a', 'links => links.map(a => a.getAttribute("href"))')
+    assert any(f.startswith('glossary.html') for f in found) and any(f.startswith('03_agw.html') for f in found), found
+    assert not page.problems
+
+def test_night(visit):
+    "The button changes the colours, and the next page remembers."
+    page = visit('index.html', color_scheme='light')
+    background = 'getComputedStyle(document.body).backgroundColor'
+    dark = f'{background}!={page.evaluate(background)!r}'
+    for _ in range(3):   # light, dark, as the system has it
+        page.locator('.theme-switch-button:visible').first.click()
+        if page.evaluate('document.documentElement.dataset.mode')=='dark': break
+    page.wait_for_function(dark)   # colours fade
+    page.goto(page.url.replace('index', 'glossary'))
+    page.wait_for_function(dark)
+    assert not page.problems
+
+def test_phone(visit):
+    "The table of contents opens, and leads to a lesson."
+    page = visit('index.html', width=390, has_touch=True, is_mobile=True)
+    lesson = page.locator('.bd-sidebar-primary a[href="03_agw.html"]')
+    assert not lesson.is_visible()
+    page.locator('.primary-toggle:visible').first.click()
+    lesson.click()
+    page.wait_for_url('**/03_agw.html')
+    assert not page.problems
