@@ -6,10 +6,11 @@
 Both sides make the same thing from the same JPEGs, fabricated from synthetic people at Market-1501's size (128 x 64): pairs of raw and desensitized float tensors of 256 x 128, flipped, shifted and erased alike.
 All rivals run in one process, in turn, and the median of the rounds counts. Pillow works on one core; torch on as many as `--threads` says. For what a training needs, see `NEEDS`.
 """
-import argparse, datetime, os, platform, statistics, tempfile, time
+import os, tempfile
 from pathlib import Path
 import numpy as np
-import PIL, torch
+import torch
+from common import load, options, publish, race
 from PIL import Image, ImageFilter, ImageOps
 from privreid.data import SyntheticPedestrians, augment, draw_augmentation, to_float
 from privreid.desensitize import DESENSITIZERS, desensitizer
@@ -68,18 +69,7 @@ def check(paths, images):
         for a,b in zip(plain_batch(paths, index, dice, RIVALS[name][0], None), batch(images, index, dice, desensitizer(name))):
             assert (a-b).abs().max()<=1.51/127.5, (name, (a-b).abs().max()*127.5)
 
-# --- the clock
-
-def race(rivals:dict, rounds:int, sync=lambda: None)->dict[str,float]:
-    "Run all in turn, `rounds` times after one to warm up; the median seconds of each."
-    times = {k: [] for k in rivals}
-    for r in range(rounds+1):
-        for k,f in rivals.items():
-            sync(); start = time.perf_counter(); f(); sync()
-            if r: times[k].append(time.perf_counter()-start)
-    return {k: statistics.median(t) for k,t in times.items()}
-
-def measure(paths:list[Path], folder:Path, rounds:int)->list[tuple[str,float,float]]: # what, images/s by Pillow (nan: does not apply), by us
+def measure(paths:list[Path], folder:Path, rounds:int, clock:str)->list[tuple[str,float,float]]: # what, images/s by Pillow (nan: does not apply), by us
     generator,rng,rows = torch.Generator().manual_seed(0), np.random.default_rng(0), []
     def cold():
         os.environ['PRIVREID_CACHE'] = tempfile.mkdtemp(dir=folder)
@@ -87,14 +77,14 @@ def measure(paths:list[Path], folder:Path, rounds:int)->list[tuple[str,float,flo
     def plain():
         for p in paths:
             with Image.open(p) as im: np.asarray(im.convert('RGB').resize(SIZE[::-1], Image.BILINEAR))
-    t = race({'plain': plain, 'ours': cold}, rounds)
+    t = race({'plain': plain, 'ours': cold}, rounds, clock)
     rows.append(('open and resize (cold)', len(paths)/t['plain'], len(paths)/t['ours']))
     images = cold()
     check(paths, images)
     def draw(): return torch.randperm(len(paths), generator=generator)[:BATCH], draw_augmentation(BATCH, *SIZE, generator=generator)
     for name in DESENSITIZERS:
         d = desensitizer(name)
-        t = race({f.__name__: lambda f=f: plain_batch(paths, *draw(), f, rng) for f in RIVALS[name]} | {'ours': lambda: batch(images, *draw(), d)}, rounds)
+        t = race({f.__name__: lambda f=f: plain_batch(paths, *draw(), f, rng) for f in RIVALS[name]} | {'ours': lambda: batch(images, *draw(), d)}, rounds, clock)
         for f in RIVALS[name]: rows.append((f"batch, {f.__name__.replace('_', ' ')}", BATCH/t[f.__name__], BATCH/t['ours']))
     if torch.cuda.is_available():
         there = images.cuda()
@@ -103,33 +93,22 @@ def measure(paths:list[Path], folder:Path, rounds:int)->list[tuple[str,float,flo
             def on_gpu():
                 index,dice = draw()
                 return batch(there, index.cuda(), dice, d)
-            rows.append((f'batch on the GPU, {name}', float('nan'), BATCH/race({'ours': on_gpu}, rounds, torch.cuda.synchronize)['ours']))
+            rows.append((f'batch on the GPU, {name}', float('nan'), BATCH/race({'ours': on_gpu}, rounds, clock, torch.cuda.synchronize)['ours']))
     return rows
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = options(__doc__, rounds=9)
     p.add_argument('--images', type=int, default=512, help='JPEGs to fabricate (default: %(default)s)')
-    p.add_argument('--rounds', type=int, default=9, help='rounds that count (default: %(default)s)')
-    p.add_argument('--threads', type=int, default=torch.get_num_threads(), help="torch's threads (default: %(default)s)")
-    p.add_argument('--note', default='', help='to stand above the table, say, what else the machine did')
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as tmp:
         folder = Path(tmp)/'images'; folder.mkdir()
         people = SyntheticPedestrians(size=(128,64)).split([(i//16+1, i//4%4, i%4) for i in range(args.images)])
         for i,im in enumerate(people.images): Image.fromarray(im.permute(1,2,0).numpy()).save(folder/f'{i:05d}.jpg', quality=95)
-        load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else float('nan')
-        rows = measure(sorted(folder.iterdir()), Path(tmp), args.rounds)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
-    lines = [f'## Data, {datetime.date.today()}', '',
-             f'{os.cpu_count()} CPU cores ({platform.machine()}), {device}; torch {torch.__version__} with {args.threads} thread(s), Pillow {PIL.__version__}, numpy {np.__version__}, Python {platform.python_version()}. '
-             f'{args.images} JPEGs of 128 x 64, brought to {SIZE[0]} x {SIZE[1]}; batches of {BATCH}; medians of {args.rounds} rounds, rivals in turn; load average {load:.1f} at the start. {args.note}'.rstrip(), '',
-             '| images/s | Pillow, one by one | privreid | ratio |', '|---|---:|---:|---:|']
-    lines += [f'| {what} | {"–" if a!=a else f"{a:,.0f}"} | {b:,.0f} | {"–" if a!=a else f"{b/a:.1f}"} |' for what,a,b in rows]
-    lines += ['']+([] if torch.cuda.is_available() else ['Batches on a GPU: not measured.'])+[NEEDS, '']
-    print('\n'.join(lines))
-    results = Path(__file__).with_name('RESULTS.md')
-    head = '' if results.exists() else '# Measured\n\nWritten by the scripts in this folder, newest last; run them on your machine to add a table.\n\n'
-    with open(results, 'a', encoding='utf-8') as f: f.write(head+'\n'.join(lines)+'\n')
+        busy,rows = load(), measure(sorted(folder.iterdir()), Path(tmp), args.rounds, args.clock)
+    about = f'{args.images} JPEGs of 128 x 64, brought to {SIZE[0]} x {SIZE[1]}; batches of {BATCH}; medians of {args.rounds} rounds by the {args.clock} clock, rivals in turn; load average {busy:.1f} at the start. {args.note}'
+    table = ['| images/s | Pillow, one by one | privreid | ratio |', '|---|---:|---:|---:|']
+    table += [f'| {what} | {"–" if a!=a else f"{a:,.0f}"} | {b:,.0f} | {"–" if a!=a else f"{b/a:.1f}"} |' for what,a,b in rows]
+    publish('Data', 'torch Pillow numpy', about, table+['']+([] if torch.cuda.is_available() else ['Batches on a GPU: not measured.'])+[NEEDS])
 
 if __name__ == '__main__': main()

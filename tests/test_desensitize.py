@@ -140,7 +140,7 @@ def test_noise_has_the_statistics_of_clipped_noise(grey, std):
 
 def test_noise_is_independent_everywhere():
     noise = GaussianNoise(.05, height=None)(torch.zeros(4, 3, 64, 64))
-    for other in (noise.roll(1, 0), noise.roll(1, 1), noise.roll(1, 2), noise.roll(1, 3)):
+    for other in (noise.roll(1, 0), noise.roll(2, 0), noise.roll(1, 1), noise.roll(1, 2), noise.roll(1, 3)):
         assert abs(torch.corrcoef(torch.stack([noise.flatten(), other.flatten()]))[0,1])<.02
 
 def test_noise_has_dice_of_its_own():
@@ -150,6 +150,21 @@ def test_noise_has_dice_of_its_own():
     assert torch.equal(torch.get_rng_state(), state)                     # takes nothing from the global dice
     torch.manual_seed(2)
     assert torch.equal(GaussianNoise(seed=3)(x), a) and not torch.equal(GaussianNoise(seed=4)(x), a)
+
+def test_noise_does_not_depend_on_threads_nor_on_batches():
+    x = torch.zeros(7, 3, 16, 16)
+    together = GaussianNoise()(x)
+    noise = GaussianNoise()
+    assert torch.equal(torch.cat([noise(x[:1]), noise(x[1:5]), noise(x[5:])]), together)
+    torch.set_num_threads(3)
+    try: assert torch.equal(GaussianNoise()(x), together)
+    finally: torch.set_num_threads(1)
+
+def test_noise_in_any_mode():
+    x = torch.zeros(2, 3, 16, 16)
+    with torch.inference_mode(): a = GaussianNoise()(x)
+    with torch.no_grad(): b = GaussianNoise()(x)
+    assert torch.equal(a, b) and torch.equal(a, GaussianNoise()(x)) and GaussianNoise()(x[:0]).shape==(0,3,16,16)
 
 def test_noise_passes_gradients_where_it_does_not_clip():
     x = torch.zeros(1, 3, 32, 32, requires_grad=True)

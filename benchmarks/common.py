@@ -1,0 +1,56 @@
+"What the benchmarks share: the clock, peak memory, and the table that goes into RESULTS.md."
+import argparse, ctypes, datetime, importlib.metadata, os, platform, statistics, time
+from pathlib import Path
+import torch
+
+CLOCKS = dict(wall=time.perf_counter, cpu=time.process_time)
+
+def race(
+    rivals:dict,            # name -> function without arguments
+    rounds:int|dict,        # that count: of all, or of each
+    clock:str='wall',       # or cpu: the seconds that processors worked for us
+    sync=lambda: None,      # waits for a GPU
+    warm:bool=True,         # a round that does not count comes first
+)->dict[str,float]:
+    "Run all in turn, round after round; the median seconds of each."
+    now,times = CLOCKS[clock], {k: [] for k in rivals}
+    if isinstance(rounds, int): rounds = dict.fromkeys(rivals, rounds)
+    for r in range(-warm, max(rounds.values())):
+        for k,f in rivals.items():
+            if r>=rounds[k]: continue
+            sync(); start = now(); f(); sync()
+            if r>=0: times[k].append(now()-start)
+    return {k: statistics.median(t) for k,t in times.items()}
+
+def peak_memory(f)->float: # MB
+    "What a call needs at its peak beyond what was there before; nan where the system does not tell (it is Linux that does)."
+    def status(key): return int(next(l for l in open('/proc/self/status') if l.startswith(key)).split()[1])/1e3
+    try:
+        ctypes.CDLL(None).malloc_trim(0)                        # or memory that is kept for reuse would hide the need
+        with open('/proc/self/clear_refs', 'w') as reset: reset.write('5')
+    except (OSError, AttributeError): return float('nan')
+    before = status('VmRSS')
+    f()
+    return max(0., status('VmHWM')-before)
+
+def options(doc:str, rounds:int)->argparse.ArgumentParser:
+    "The options that every benchmark has."
+    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--rounds', type=int, default=rounds, help='rounds that count (default: %(default)s)')
+    p.add_argument('--threads', type=int, default=torch.get_num_threads(), help="torch's threads (default: %(default)s)")
+    p.add_argument('--clock', choices=CLOCKS, default='wall', help='cpu with --threads 1: on a busy machine, time spent waiting for a processor does not count (default: %(default)s)')
+    p.add_argument('--note', default='', help='to stand above the table, say, what else the machine did')
+    return p
+
+def load()->float: return os.getloadavg()[0] if hasattr(os, 'getloadavg') else float('nan')
+
+def publish(title:str, packages:str, about:str, table:list[str]):
+    "Print a table with date and machine, and append it to RESULTS.md."
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
+    versions = ', '.join(f'{p} {importlib.metadata.version(p)}' for p in packages.split())
+    lines = [f'## {title}, {datetime.date.today()}', '',
+             f'{os.cpu_count()} CPU cores ({platform.machine()}), {gpu}; {versions}, Python {platform.python_version()}; torch with {torch.get_num_threads()} thread(s). {about}'.rstrip(), '', *table, '']
+    print('\n'.join(lines))
+    results = Path(__file__).with_name('RESULTS.md')
+    head = '' if results.exists() else '# Measured\n\nWritten by the scripts in this folder, newest last; run them on your machine to add a table.\n\n'
+    with open(results, 'a', encoding='utf-8') as f: f.write(head+'\n'.join(lines)+'\n')
