@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from data import race
+from common import race
 from privreid.agw import wrt_loss
 from privreid.checkpoint import Checkpoint
 from privreid.data import SyntheticPedestrians
@@ -114,8 +114,8 @@ def measure(cfg:Config, device:torch.device, rounds:int, steps:int, half:str, co
     makers = versions(cfg, identities, (x, y, torch.arange(cfg.batch, device=device)//cfg.per_identity), half, compile)
     sync = torch.cuda.synchronize if device.type=='cuda' else lambda: None
     def several(step): return lambda: [step() for _ in range(steps)]
-    if apart: seconds = {k: race({k: several(make())}, rounds, sync)[k] for k,make in makers.items()}
-    else: seconds = race({k: several(make()) for k,make in makers.items()}, rounds, sync)
+    if apart: seconds = {k: race({k: several(make())}, rounds, sync=sync)[k] for k,make in makers.items()}
+    else: seconds = race({k: several(make()) for k,make in makers.items()}, rounds, sync=sync)
     first,work = next(iter(seconds.values())), flops(makers['privreid']())
     lines = [f'One step counts {work/1e9:,.1f} GFLOP.', '', '| version | ms a step | images/s | times plain | GFLOP/s |', '|---|---:|---:|---:|---:|']
     return lines+[f'| {k} | {1e3*s/steps:,.1f} | {cfg.batch*steps/s:,.1f} | {first/s:.2f} | {work*steps/s/1e9:,.1f} |' for k,s in seconds.items()]
