@@ -67,13 +67,16 @@ def decide(v:Validation, state:State, eps:Epsilons=Epsilons())->Decision:
         reason = 'not private: '+' and '.join(over)
     return Decision(v.epoch, action, reason, private, better, after)
 
-# %% ../nbs/05_upgradation.ipynb #f3544859
+# %% ../nbs/05_upgradation.ipynb #9764024c
 def validations(
-    history:list[dict], # rows of a trainer, or of one arm in a run's history
+    history:list[dict], # rows of a trainer, or of a run
+    arm:str='',         # whose rows; empty: all
 )->list[Validation]:
     "The validations that a history records."
-    try: return [Validation(**{k: v for k,v in h.items() if k not in ('arm', 'kind')}) for h in history if h['kind']=='validation']
-    except (KeyError, TypeError, AttributeError) as e: raise ValueError(f'The history holds a row that is not a whole validation ({e}): the file was edited, or belongs to another version.') from None
+    try: found = [Validation(**{k: float(v) if k!='epoch' else int(v) for k,v in h.items() if k not in ('arm', 'kind')})
+                  for h in history if h['kind']=='validation' and arm in ('', h.get('arm'))]
+    except (KeyError, TypeError, ValueError, AttributeError) as e: raise ValueError(f'The history holds a row that is not a whole validation ({e}): it was edited, or belongs to another version.') from None
+    return found
 
 def replay(
     validations:list[Validation],
