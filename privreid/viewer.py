@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ORDERS', 'Match', 'ArmResults', 'Viewer', 'encode', 'img', 'Panel', 'view']
 
-# %% ../nbs/10a_viewer.ipynb #1a252ea1
+# %% ../nbs/10a_viewer.ipynb #33e63426
 import base64, html, io, math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 import ipywidgets
@@ -96,7 +96,7 @@ def stages(self:ArmResults, i:int)->dict[str,Tensor]: # stage -> (1,3,H,W) in [-
     if self.arm.anonymizer: found['protected'] = p = self.arm.anonymizer(x); found['recovered'] = self.arm.recovery(p)
     return found
 
-# %% ../nbs/10a_viewer.ipynb #283ebde1
+# %% ../nbs/10a_viewer.ipynb #22d80055
 ORDERS = ('all queries', 'false first match', 'worst recovery')
 
 class Viewer:
@@ -114,7 +114,7 @@ class Viewer:
     def open(self, run:str)->tuple[Experiment,list[str]]: # its data, and its finished arms
         if run not in self.opened:
             cfg,meta = load_run(self.runs[run])
-            exp = Experiment(cfg)
+            exp = Experiment(replace(cfg, precision='no'))   # as in every measurement; a run of a GPU can be looked at without one
             refuse_other_images(self.runs[run], exp.data)
             self.opened[run] = exp, meta['arms']
         return self.opened[run]
@@ -189,7 +189,7 @@ def ranking_html(self:Viewer, setting:str, n:int=8)->str:
         cells.append(f'<li class="{verdict}">{img(image, f"{verdict} match", 48, "jpeg")}<br>{"✓" if m.right else "✕"} {m.distance:.2f}<br>camera {m.camera}</li>')
     return f'<h4>{setting}</h4><ol>{"".join(cells)}</ol>'
 
-# %% ../nbs/10a_viewer.ipynb #a3ff7d1a
+# %% ../nbs/10a_viewer.ipynb #7d449b8e
 _VIEW = '''.privreid img{image-rendering:pixelated;max-width:none;margin:0;background:none}.privreid .stages :is(td,th){text-align:center;vertical-align:top;padding:.2rem .5rem .2rem 0}
 .privreid .scroll{overflow-x:auto}.privreid h4{margin:.8rem 0 .2rem;font-size:1em}.privreid ol{display:flex;gap:.4rem;list-style:none;margin:0;padding:0;overflow-x:auto;font-size:.8em;line-height:1.3;text-align:center}
 .privreid li{margin:0;flex:none}.privreid li img{border:3px solid transparent}.privreid .right img{border-color:var(--good)}.privreid .wrong img{border-color:var(--bad)}'''
@@ -204,6 +204,9 @@ def to_html(self:Viewer, zoom:float=2.)->str:
 
 @patch
 def _repr_html_(self:Viewer)->str: return self.to_html()
+
+@patch
+def __repr__(self:Viewer)->str: return f'Viewer of {self.arm} of {Path(self.run).name}, {self.order} ({len(self.queries)}), query {self.query}'
 
 # %% ../nbs/10a_viewer.ipynb #b5521c68
 class Panel:
