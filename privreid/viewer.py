@@ -145,7 +145,7 @@ class Viewer:
     def turn(self, page:int): self.page = min(max(page, 0), self.pages-1)
     def look(self, query:int): self.query = query
 
-# %% ../nbs/10a_viewer.ipynb #50697d74
+# %% ../nbs/10a_viewer.ipynb #6ff82cc2
 def encode(
     image:Tensor,     # uint8 (3,H,W)
     kind:str='png',   # or jpeg
@@ -171,9 +171,8 @@ def stages_html(self:Viewer, zoom:float=2.)->str: # `zoom`: screen pixels of one
         away = to_uint8((x-raw).abs()-1)[0]   # black where nothing differs
         differences.append('<td></td>' if name=='raw' else f'<td>{img(away, f"difference of {name} and raw", width)}</td>')
         text.append('<td></td>' if name=='raw' else f'<td>{psnr(x, raw).item():.2f} dB<br>SSIM {ssim(x, raw).item():.3f}</td>')
-    rows = (head, pictures, differences, text)
-    title = ('', 'picture', 'difference to raw', 'likeness to raw')
-    return '<table class="stages">'+''.join(f'<tr><th scope="row">{t}</th>{"".join(r)}</tr>' for t,r in zip(title, rows))+'</table>'
+    rows = {'picture': pictures, 'difference to raw': differences, 'likeness to raw': text}
+    return f'<table class="stages"><tr><td></td>{"".join(head)}</tr>'+''.join(f'<tr><th scope="row">{t}</th>{"".join(r)}</tr>' for t,r in rows.items())+'</table>'
 
 @patch
 @torch.no_grad()
@@ -187,11 +186,11 @@ def ranking_html(self:Viewer, setting:str, n:int=8)->str:
     for m,image in zip(found, shown):
         verdict = 'right' if m.right else 'wrong'
         cells.append(f'<li class="{verdict}">{img(image, f"{verdict} match", 48, "jpeg")}<br>{"✓" if m.right else "✕"} {m.distance:.2f}<br>camera {m.camera}</li>')
-    return f'<h4>{setting}</h4><ol>{"".join(cells)}</ol>'
+    return f'<p class="setting">{setting}</p><ol tabindex="0" aria-label="first matches, {setting}">{"".join(cells)}</ol>'
 
-# %% ../nbs/10a_viewer.ipynb #7d449b8e
+# %% ../nbs/10a_viewer.ipynb #0188f63c
 _VIEW = '''.privreid img{image-rendering:pixelated;max-width:none;margin:0;background:none}.privreid .stages :is(td,th){text-align:center;vertical-align:top;padding:.2rem .5rem .2rem 0}
-.privreid .scroll{overflow-x:auto}.privreid h4{margin:.8rem 0 .2rem;font-size:1em}.privreid ol{display:flex;gap:.4rem;list-style:none;margin:0;padding:0;overflow-x:auto;font-size:.8em;line-height:1.3;text-align:center}
+.privreid .scroll{overflow-x:auto}.privreid .setting{margin:.8rem 0 .2rem;font-weight:600}.privreid ol{display:flex;gap:.4rem;list-style:none;margin:0;padding:0;overflow-x:auto;font-size:.8em;line-height:1.3;text-align:center}
 .privreid li{margin:0;flex:none}.privreid li img{border:3px solid transparent}.privreid .right img{border-color:var(--good)}.privreid .wrong img{border-color:var(--bad)}'''
 
 @patch
