@@ -202,7 +202,7 @@ def small_run(folder):
 
 def hear(figure, explorer, eps):
     "Wait for the kernel's answer, then compare."
-    expect(figure.locator('td b').first).to_have_text(outcome(explorer.decisions(eps), explorer.decisions(explorer.eps))['upgrades'])
+    for i,path in enumerate(explorer.moving(eps)['limits']): expect(figure.locator('.limit').nth(i)).to_have_attribute('d', path)
     check_figure(figure, explorer, eps)
 
 def test_widgets_in_jupyterlab(lab, page):
