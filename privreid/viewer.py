@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ORDERS', 'Match', 'ArmResults', 'Viewer', 'encode', 'img', 'Panel', 'view']
 
-# %% ../nbs/10a_viewer.ipynb #33e63426
+# %% ../nbs/10a_viewer.ipynb #431c4d6e
 import base64, html, io, math
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 from .data import Split, to_float, to_uint8
 from .evaluation import apply, psnr, restart, ssim
-from .experiments import CROSSED, Arm, Experiment, load_arm, load_run, refuse_other_images
+from .experiments import Arm, Experiment, load_arm, load_run, refuse_other_images
 from .widgets import STYLE, told
 
-# %% ../nbs/10a_viewer.ipynb #4f396291
+# %% ../nbs/10a_viewer.ipynb #25351f59
 @dataclass(frozen=True)
 class Match:
     "One gallery image in a ranking."
@@ -41,7 +41,7 @@ class ArmResults:
         self.arm,self.query,self.gallery,self.desensitize,self.device = arm, query, gallery, desensitize, device
         protect = None if arm.name=='Upper' else arm.protect(desensitize)
         self.sides = {'raw': lambda x: x}|({'protected': protect} if protect else {})
-        self.settings = ['raw-raw', *CROSSED] if protect else ['raw-raw']
+        self.settings = [f'{q}-{g}' for q in self.sides for g in self.sides]
         self.kept = {}   # setting -> failures
 
     @cached_property
