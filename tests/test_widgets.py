@@ -1,6 +1,6 @@
 "The widgets below their surface: live epsilons over kills, any input, any size, Colab's ipywidgets."
 import contextlib, json, os, shutil, subprocess, sys, threading
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 import ipywidgets, nbformat, numpy as np, pytest, torch
 from accelerate import Accelerator

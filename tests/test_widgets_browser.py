@@ -165,9 +165,7 @@ def lab(tmp_path_factory):
     "A JupyterLab over a folder of its own; returns folder and address."
     root = tmp_path_factory.mktemp('lab')
     config = root/'.jupyter'
-    settings = {'labconfig/page_config.json': {'disabledExtensions': {'@jupyterlab/apputils-extension:announcements': True}},   # it would ask the network for news
-                '@jupyterlab/notebook-extension/tracker.jupyterlab-settings': {'windowingMode': 'none'}}                         # cells exist before one scrolls to them
-    for name,value in settings.items(): write_json(value, config/name)
+    write_json({'disabledExtensions': {'@jupyterlab/apputils-extension:announcements': True}}, config/'labconfig'/'page_config.json')   # it would ask the network for news
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
@@ -210,8 +208,10 @@ def test_widgets_in_jupyterlab(lab, page):
     small_run(root/'small run')
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in CELLS], metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
     nbformat.write(nb, root/'widgets.ipynb')
+    page.set_viewport_size(dict(width=1280, height=5000))   # JupyterLab makes cells only when they come into view
     page.goto(f'{address}/doc/tree/widgets.ipynb')
-    page.wait_for_function("window.jupyterapp && jupyterapp.commands.hasCommand('notebook:run-all-cells') && document.querySelectorAll('.jp-CodeCell').length==3")
+    expect(page.locator('.jp-CodeCell')).to_have_count(3)
+    page.wait_for_function("window.jupyterapp && jupyterapp.commands.isEnabled('notebook:run-all-cells')")
     page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
     cells = page.locator('.jp-CodeCell').all()
     sliders,readouts = (cells[0].locator(f'.widget-{kind}') for kind in ('slider .noUi-handle', 'readout'))
