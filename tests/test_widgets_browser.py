@@ -227,7 +227,7 @@ def test_widgets_in_jupyterlab(lab, page):
         eps = Epsilons(*(float(r) for r in readouts.all_inner_texts()))
         hear(figure, explorer, eps)
     assert eps==Epsilons(.25, .25, .15)
-    page.keyboard.press('Tab')
+    cells[0].get_by_role('button', name="paper's values").focus()
     page.keyboard.press('Enter')
     hear(figure, explorer, Epsilons())
 
