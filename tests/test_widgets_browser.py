@@ -255,7 +255,7 @@ def test_widgets_in_jupyterlab(lab, page):
     page.keyboard.press('Enter')
     expect(seen.locator('figcaption')).to_contain_text(f'query {viewer.query} of')
     want = [f'{"✓" if m.right else "✕"} {m.distance:.2f}' for s in viewer.results.settings for m in viewer.results.ranking(s, viewer.query)]
-    assert [t.split('\n')[0] for t in seen.locator('li:is(.right, .wrong)').all_inner_texts()]==want
+    assert [t.strip().split('\n')[0] for t in seen.locator('li:is(.right, .wrong)').all_inner_texts()]==want
     seen.locator('select').nth(1).select_option('Base')
     seen.locator('select').nth(3).select_option('worst recovery')
     expect(seen.get_by_role('alert')).to_contain_text('recovers nothing')
