@@ -252,7 +252,7 @@ class LiveEpsilons(Callback):
     def __init__(self):
         self.rule,self.eps,self.stopped = None, None, False   # `eps`: what the sliders say, once somebody has moved one
         self.sliders,self.status,stop = sliders(Epsilons()), ipywidgets.HTML('waiting for the first validation'), ipywidgets.Button(description='stop training')
-        for k,s in self.sliders.items(): s.observe(lambda change, k=k: self.ask(**{k: change['new']}), 'value')
+        for k,s in self.sliders.items(): s.observe(lambda change, k=k: self.ask(**{k: round(change['new'], 6)}), 'value')
         stop.on_click(lambda _: setattr(self, 'stopped', True))
         self.panel = ipywidgets.VBox([*self.sliders.values(), stop, self.status])
 
