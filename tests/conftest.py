@@ -1,5 +1,6 @@
-"What the tests share: a cache of their own, one thread, one-line messages, a tiny Market-1501."
-import atexit, os, shutil, tempfile
+"What the tests share: a cache of their own, one thread, one-line messages, a tiny Market-1501, a browser, the site."
+import atexit, importlib.util, os, re, shutil, subprocess, sys, tempfile
+from pathlib import Path
 os.environ['PRIVREID_CACHE'] = tempfile.mkdtemp(prefix='privreid-test-')   # before anything is imported: subprocesses inherit it
 atexit.register(shutil.rmtree, os.environ['PRIVREID_CACHE'], ignore_errors=True)
 
@@ -46,3 +47,24 @@ def tiny_market(tmp_path):
             for folder in ('bounding_box_train', 'bounding_box_test'): (root/folder/'Thumbs.db').write_bytes(b'\xd0\xcf\x11\xe0')
         return root
     return make
+
+@pytest.fixture(scope='session')
+def missing():
+    "Skip on somebody's laptop, fail where everything must be checked."
+    return pytest.fail if os.environ.get('CI') else pytest.skip
+
+@pytest.fixture(scope='session')
+def chromium(missing)->str:
+    "The path of a browser."
+    return next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None) or missing('this test looks with Chromium, and there is none: apt-get install chromium')
+
+@pytest.fixture(scope='session')
+def site(tmp_path_factory, missing)->Path:
+    "The site, built as docs/README.md says, with a proxy that leads nowhere."
+    if not all(map(importlib.util.find_spec, ('sphinx', 'myst_nb', 'sphinx_book_theme'))): missing("the site needs Sphinx: pip install -e '.[docs]'")
+    root,tmp = Path(__file__).resolve().parent.parent, tmp_path_factory.mktemp('site')
+    command = re.search(r'^sphinx-build (.*) -d \S+ nbs _site$', (root/'docs'/'README.md').read_text(encoding='utf-8'), flags=re.M)[1].split()
+    env = os.environ | {k: 'http://127.0.0.1:9' for k in ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY')}
+    p = subprocess.run([sys.executable, '-m', 'sphinx', '-q', *command, '-d', tmp/'doctrees', 'nbs', tmp/'html'], cwd=root, env=env, capture_output=True, text=True)
+    assert p.returncode==0, p.stderr[-4000:]
+    return tmp/'html'

@@ -1,5 +1,5 @@
 "The site, built offline and visited with Chromium: on a desk and on a phone, by day and by night."
-import importlib.util, os, re, shutil, subprocess, sys
+import importlib.util, re, sys
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -16,21 +16,6 @@ CFG = settings()
 LESSONS = sorted(p.stem for p in (ROOT/'nbs').glob('[0-9]*.ipynb'))
 PAGES = sorted({'index', *LESSONS, *(p.stem for p in (ROOT/'nbs').glob('[!_]*.md'))})
 each_lesson,each_page = (pytest.mark.parametrize('name', n) for n in (LESSONS, PAGES))
-
-def missing(what:str):
-    "Skip on somebody's laptop, fail where everything must be checked."
-    (pytest.fail if os.environ.get('CI') else pytest.skip)(what)
-
-@pytest.fixture(scope='session')
-def site(tmp_path_factory)->Path:
-    "The site, built as docs/README.md says, with a proxy that leads nowhere."
-    if not all(map(importlib.util.find_spec, ('sphinx', 'myst_nb', 'sphinx_book_theme'))): missing("the site needs Sphinx: pip install -e '.[docs]'")
-    tmp = tmp_path_factory.mktemp('site')
-    command = re.search(r'^sphinx-build (.*) -d \S+ nbs _site$', (ROOT/'docs'/'README.md').read_text(encoding='utf-8'), flags=re.M)[1].split()
-    env = os.environ | {k: 'http://127.0.0.1:9' for k in ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY')}
-    p = subprocess.run([sys.executable, '-m', 'sphinx', '-q', *command, '-d', tmp/'doctrees', 'nbs', tmp/'html'], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert p.returncode==0, p.stderr[-4000:]
-    return tmp/'html'
 
 # -- what is written on the pages -------------------------------------------------------------------------------------
 
@@ -104,10 +89,8 @@ class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *args): pass
 
 @pytest.fixture(scope='session')
-def visit(site):
+def visit(site, chromium, missing):
     "A function that opens a page in Chromium; the page's `problems` are requests to elsewhere or in vain, and errors on the console."
-    chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-    if not chromium: missing('the site is looked at with Chromium, and there is none: apt-get install chromium')
     if not importlib.util.find_spec('playwright'): missing("Chromium is driven by Playwright: pip install -e '.[docs]'")
     from playwright.sync_api import sync_playwright
     server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=site))

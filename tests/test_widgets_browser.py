@@ -1,5 +1,5 @@
 "The widgets as a reader meets them: in a page without a kernel, and in JupyterLab; with a keyboard, in a real browser."
-import functools, http.server, json, os, random, re, shutil, socket, subprocess, sys, threading, time, urllib.request
+import functools, http.server, json, os, random, re, socket, subprocess, sys, threading, time, urllib.request
 from dataclasses import asdict, replace
 import nbformat, pytest, torch
 from playwright.sync_api import expect, sync_playwright
@@ -15,14 +15,10 @@ from privreid.widgets import RULE, Explorer, demo_run, outcome, to_json
 PATIENCE = 240_000   # milliseconds: a busy machine is no error
 expect.set_options(timeout=PATIENCE)
 
-CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-
 @pytest.fixture(scope='module')
-def browser():
-    if not CHROMIUM:
-        (pytest.fail if os.environ.get('CI')=='true' else pytest.skip)('no chromium here: apt-get install chromium')
+def browser(chromium):
     with sync_playwright() as p:
-        with p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-dev-shm-usage']) as browser: yield browser
+        with p.chromium.launch(executable_path=chromium, args=['--no-sandbox', '--disable-dev-shm-usage']) as browser: yield browser
 
 @pytest.fixture
 def page(browser):
@@ -127,11 +123,9 @@ def test_light_dark_phone_and_no_script(browser, page, serve, tmp_path):
     assert plain.locator('.mark').count()==3*8 and not plain.locator('input').first.is_visible()
     plain.context.close()
 
-def test_explorer_on_the_site(request, page, serve):
+def test_explorer_on_the_site(site, page, serve):
     "The lesson's page of the built site, without a kernel."
-    try: site = request.getfixturevalue('site')
-    except pytest.FixtureLookupError: pytest.skip('conftest.py has no fixture `site`, the folder or the address of the built site')
-    address = site if str(site).startswith('http') else serve(site)
+    address = serve(site)
     page.goto(f'{address}/10_widgets.html')
     explorer,figure = Explorer.of_run(demo_run()), page.locator('figure.privreid')
     check_figure(figure, explorer, explorer.eps)
