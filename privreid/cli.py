@@ -10,7 +10,7 @@ import argparse, sys, time, warnings
 from pathlib import Path
 import privreid
 
-# %% ../nbs/11_cli.ipynb #fbbcef66
+# %% ../nbs/11_cli.ipynb #d8fe93af
 def _tuple(text:str)->tuple[int,...]: return tuple(int(t) for t in text.replace(',', ' ').split())
 
 def add_config_options(
@@ -97,9 +97,8 @@ def _changes(args)->dict:
 def _train(args)->None:
     from dataclasses import replace
     from privreid.experiments import ARMS, load_run, run_experiment
-    from privreid.joint import preset, share_cpus
+    from privreid.joint import preset
     from privreid.report import read_run, summary, write_report
-    share_cpus()
     changes,start,own = _changes(args), time.time(), load_run(args.resume) if args.resume else None
     if own and not args.preset: cfg = replace(own[0], **changes)
     else: cfg = preset(args.preset or dict(demo='demo', train='paper')[args.command], **changes)
@@ -174,5 +173,5 @@ def _say(line:str):
     from tqdm import tqdm
     tqdm.write(line, file=sys.stderr)
 
-# %% ../nbs/11_cli.ipynb #a9c0f43e
+# %% ../nbs/11_cli.ipynb #82267d1e
 if __name__=='__main__' and '__file__' in globals(): sys.exit(main())   # a notebook has no file

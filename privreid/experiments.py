@@ -8,7 +8,7 @@ __all__ = ['FOLDERS', 'ARMS', 'Arm', 'Experiment', 'save_weights', 'load_weights
            'refuse_other_images', 'environment', 'stages', 'write_pictures', 'read_pictures', 'load_run', 'load_arm',
            'load_history', 'evaluate_run']
 
-# %% ../nbs/07_experiments.ipynb #a3f27cbf
+# %% ../nbs/07_experiments.ipynb #a968a2b9
 import json, platform, warnings
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -29,7 +29,7 @@ from .datasets import load_data, read_split, save_split
 from .files import atomic
 from .desensitize import desensitizer
 from .evaluation import Validate, four_settings, image_quality, restart
-from .joint import Callback, Config, JointTraining, Progress, ReidTraining, Supervision, Trainer, check
+from .joint import Callback, Config, JointTraining, Progress, ReidTraining, Supervision, Trainer, check, share_cpus
 from .pix2pix import UNetGenerator
 from .upgradation import Epsilons, Upgradation, decide
 
@@ -48,7 +48,7 @@ class Arm:
         "What this arm shows of a raw batch: G_X's image; Base and Upper have only the desensitized one."
         return self.anonymizer or desensitize
 
-# %% ../nbs/07_experiments.ipynb #cc217895
+# %% ../nbs/07_experiments.ipynb #e5f2eb52
 class Experiment:
     "Data, set-up and machine that the arms share."
     def __init__(self,
@@ -57,6 +57,7 @@ class Experiment:
         **machine,          # options of Accelerator
     ):
         self.cfg = check(cfg)
+        share_cpus()
         self.accelerator = Accelerator(mixed_precision=cfg.precision, **machine)
         options = dict(train_ids=cfg.people, test_ids=cfg.test_people) if cfg.data=='synthetic' else {}
         if cfg.pattern: options['pattern'] = cfg.pattern

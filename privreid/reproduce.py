@@ -7,7 +7,7 @@ __all__ = ['TABLES', 'FIGURES', 'NEEDS', 'Job', 'in_order', 'figure8', 'plan', '
            'describe', 'train_missing', 'Trained', 'table1', 'table3', 'table4', 'table5', 'Study', 'write_study',
            'ask_machine', 'table2', 'make_tables', 'make_figures', 'reproduce']
 
-# %% ../nbs/07d_reproduce.ipynb #34a27252
+# %% ../nbs/07d_reproduce.ipynb #9ec9fb81
 import json, shutil
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
@@ -18,7 +18,7 @@ from accelerate import PartialState
 from .data import ReidData
 from .experiments import ARMS, Arm, Experiment, load_arm, load_run, run_experiment, stages, write_json
 from .figures import GRIDS, feature_map, grid, needs_sklearn, save_figure
-from .joint import Config, check
+from .joint import Config, check, share_cpus
 from .tables import KEYS, recovered_reid, saved_recovery, side_by_side, unprotected, write_table
 from .verification import draw_key, machine_rater, pair_images, read_answers, score_answers, write_group, write_sheets
 
@@ -246,7 +246,7 @@ def make_figures(numbers:list[int], jobs:list[Job], out:Path)->list[Path]:
             if n in GRIDS: paths += save_figure(grid(n, {d: shown[d] for d in ([figure8(hide)] if n==8 else hide)}), out/'figures', f'figure{n}-{data}')
     return paths
 
-# %% ../nbs/07d_reproduce.ipynb #95acbaf4
+# %% ../nbs/07d_reproduce.ipynb #2ed45bb4
 def reproduce(
     cfg:Config,                    # set-up of all trainings; data, root, desensitizer and seed come from the next arguments
     out:str|Path,                  # folder for runs, tables and figures; the same folder again goes on
@@ -264,6 +264,7 @@ def reproduce(
     if pairs<2 or pairs%2 or raters<1: raise ValueError(f'{pairs} pairs for {raters} raters: give an even number of pairs, half of one person and half of two, and at least one rater.')
     for root in filter(None, data.values()):
         if not Path(root).expanduser().is_dir(): raise FileNotFoundError(f'{root} is not a folder: give each data set as NAME=FOLDER.')
+    share_cpus()
     jobs,process = plan(cfg, numbers, data, desensitizers, seeds), PartialState()
     process.print(describe(timetable(jobs, out)))
     if dry_run: return []
