@@ -6,6 +6,7 @@
 import json, sys
 from pathlib import Path
 import pandas as pd
+from privreid.experiments import ARMS
 from privreid.report import CROSSED, read_run
 
 def verdicts(run, upper:dict, seen:dict)->dict: # claim -> whether it holds
@@ -23,25 +24,33 @@ def verdicts(run, upper:dict, seen:dict)->dict: # claim -> whether it holds
         'Recovered images exceed 20 dB': recovered['psnr']>20,
         'An unprotected AGW finds protected images less than half as often as raw ones (raw query)': seen['anonymized']['raw-protected']['rank1']<raw/2}
 
-def numbers(run, seen:dict)->dict: # (arm, what) -> number
-    out = {(a, s): 100*v['rank1'] for a,row in run.results['arms'].items() for s,v in row['settings'].items()}
-    out |= {(a, f'recovered {k}'): run.results['arms'][a]['recovered'][k] for a in ('w/o U', 'w/ U') for k in ('psnr', 'ssim')}
-    out |= {(a, f'protected {k}'): run.results['arms'][a]['protected'][k] for a in ('Base', 'w/o U', 'w/ U') for k in ('psnr', 'ssim')}
-    return out|{('unprotected AGW', f'{images}, {s}'): 100*v['rank1'] for images,rows in seen.items() for s,v in rows.items()}
+def rank1(run, upper:dict, seen:dict)->pd.Series: # (who, setting) -> %
+    who = {a: row['settings'] for a,row in run.results['arms'].items()}|{'Upper': upper['settings'], 'unprotected AGW on desensitized': seen['desensitized'], 'unprotected AGW on protected, w/ U': seen['anonymized']}
+    return pd.Series({(a, s): 100*v['rank1'] for a,found in who.items() for s,v in found.items() if s!='raw-raw' or a in ARMS})
+
+def likeness(run)->pd.Series: # (image, metric)
+    rows = {'desensitized': run.results['desensitized'], 'protected, w/ U': run.results['arms']['w/ U']['protected'], 'recovered, w/ U': run.results['arms']['w/ U']['recovered']}
+    return pd.Series({(image, metric): q[metric.split(',')[0].lower()] for image,q in rows.items() for metric in ('PSNR, dB', 'SSIM')})
+
+def mean_and_spread(rows:list[pd.Series], digits:int)->str:
+    "A Markdown table: first level down, second across; mean ± standard deviation over the seeds."
+    table = pd.DataFrame(rows)
+    cells = pd.Series([f'{m:.{digits}f} ± {s:.{digits}f}' for m,s in zip(table.mean(), table.std())], index=table.columns)
+    return cells.unstack(sort=False).fillna('–').to_markdown()
 
 def main(out:Path):
-    held,measured = {}, {}
+    held,ranks,likes = {}, {}, {}
     for folder in sorted((out/'runs').glob('synthetic-seed*')):
         run = read_run(folder)
         if 'w/ U' not in run.results['arms']: continue
         name,seed = run.cfg.desensitizer, run.cfg.seed
         upper = read_run(out/'runs'/f'synthetic-seed{seed}-upper').results['arms']['Upper']
         seen = json.loads((folder/'measurements.json').read_text())['unprotected']
-        held[name, seed],measured[name, seed] = verdicts(run, upper, seen), numbers(run, seen)|{('Upper', 'raw-raw'): 100*upper['settings']['raw-raw']['rank1']}
-    table = pd.DataFrame(held).T.groupby(level=0).agg(lambda v: f'{sum(v)} of {len(v)}')
-    print(table.T.to_markdown(), end='\n\n')
-    frame = pd.DataFrame(measured).T.groupby(level=0)
-    mean,spread = frame.mean().T, frame.std().T
-    print((mean.round(2).astype(str)+' ± '+spread.round(2).astype(str)).to_markdown())
+        held[name, seed] = verdicts(run, upper, seen)
+        ranks.setdefault(name, []).append(rank1(run, upper, seen))
+        likes.setdefault(name, []).append(likeness(run))
+    print(pd.DataFrame(held).T.groupby(level=0, sort=False).agg(lambda v: f'{sum(v)} of {len(v)}').T.to_markdown())
+    for name in ranks:
+        print(f'\n## {name.capitalize()}, {len(ranks[name])} seeds\n\nRank-1, %, query-gallery:\n\n{mean_and_spread(ranks[name], 1)}\n\nLikeness to the raw image:\n\n{mean_and_spread(likes[name], 2)}')
 
 if __name__=='__main__': main(Path(sys.argv[1]))
