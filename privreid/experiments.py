@@ -8,8 +8,8 @@ __all__ = ['FOLDERS', 'ARMS', 'Arm', 'Experiment', 'save_weights', 'load_weights
            'refuse_other_images', 'environment', 'stages', 'write_pictures', 'read_pictures', 'load_run', 'load_arm',
            'load_history', 'evaluate_run']
 
-# %% ../nbs/07_experiments.ipynb #a968a2b9
-import json, platform, warnings
+# %% ../nbs/07_experiments.ipynb #6ce988fb
+import json, platform, time, warnings
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -220,14 +220,17 @@ class Run(Experiment):
         self.history += [{'arm': name}|row for row in arm.history]
         return arm
 
-# %% ../nbs/07_experiments.ipynb #099f5ae8
+# %% ../nbs/07_experiments.ipynb #b3e6715b
 class Fork(Callback):
     "Lay down the first checkpoint of an upgrading training while one without upgradation runs."
     def __init__(self, upgradation:Upgradation, checkpoint:Checkpoint): self.upgradation,self.checkpoint = upgradation, checkpoint
     def after_validate(self, trainer):
         if self.checkpoint.paths(): return   # they have parted
         upgrade = decide(trainer.validation, self.upgradation.state, self.upgradation.eps).action=='upgrade'
-        if upgrade or trainer.epoch==trainer.cfg.epochs: self.checkpoint.write(trainer)
+        if not upgrade and trainer.epoch<trainer.cfg.epochs: return
+        started,trainer.started = trainer.started, time.time()   # the time so far counts for one arm only
+        self.checkpoint.write(trainer)
+        trainer.started = started
 
 # %% ../nbs/07_experiments.ipynb #67f7c15b
 def save_arm(arm:Arm, folder:Path):

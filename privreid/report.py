@@ -229,7 +229,7 @@ def snooper_part(run:Finished)->str:
     if not run.results['unprotected']: return ''
     return '<p>Rank-1, %. Trained on raw images only, it stands for somebody who is not meant to recognise anybody.</p>'+table(snooper_table(run.results).map('{:.1f}'.format))
 
-# %% ../nbs/07e_report.ipynb #b23f8ad4
+# %% ../nbs/07e_report.ipynb #1aa8a0e4
 def upgradation_part(run:Finished)->str:
     "What validations measured, and the time line of decisions with their reasons."
     pill = {'upgrade': 'good', 'fall back': 'bad'}
@@ -247,7 +247,7 @@ def setup_part(run:Finished)->str:
     parts = {p: len(names) for p,names in read_split(run.folder/'split.json').items()} if (run.folder/'split.json').is_file() else {}
     mine,paper = asdict(run.cfg), asdict(Config())
     config = pd.DataFrame({k: (v, '' if v==paper[k] else paper[k]) for k,v in mine.items()}, ['here', 'paper, where it differs']).T
-    return ('<div class="side">'+table(pd.DataFrame(took, ['seconds', 'per epoch']).T, 'Training time')+table(pd.Series(env).to_frame('made with'), 'Machine')
+    return ('<div class="side">'+table(pd.DataFrame(took, ['seconds', 'per epoch']).T, 'Training time (w/ U: since it left w/o U)')+table(pd.Series(env).to_frame('made with'), 'Machine')
             +table(pd.Series(parts|{'identities to train on': run.meta['identities']}).to_frame('images'), 'Data')+f'</div><details><summary>Configuration</summary>{table(config)}</details>')
 
 # %% ../nbs/07e_report.ipynb #466a1c34

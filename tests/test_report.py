@@ -112,7 +112,7 @@ def test_charts_show_what_there_is(page):
     assert any(l.startswith('Re-ID, raw') and all(f'{a}: from 1 to 0.333' in l for a in RANK1) for l in labels)
 
 def test_time_and_machine(page):
-    assert page.tables['Training time']['w/ U']=={'seconds': '60', 'per epoch': '20.0'}
+    assert page.tables['Training time (w/ U: since it left w/o U)']['w/ U']=={'seconds': '60', 'per epoch': '20.0'}
     assert page.tables['Machine']['device']['made with']=='2 CPU threads'
 
 def test_limits_are_what_the_rule_compared_with(tmp_path):
