@@ -23,6 +23,7 @@ add_module_names = False
 
 html_theme = 'sphinx_book_theme'
 html_title = project
+html_domain_indices = False        # the reference says more than an index of modules
 html_static_path,html_css_files,html_favicon = ['_static'], ['site.css'], '_static/favicon.svg'
 html_context = dict(default_mode='auto')   # day or night as the system has it
 html_theme_options = dict(
