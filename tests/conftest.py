@@ -59,6 +59,14 @@ def chromium(missing)->str:
     return next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None) or missing('this test looks with Chromium, and there is none: apt-get install chromium')
 
 @pytest.fixture(scope='session')
+def browser(chromium, missing):
+    "One browser for all tests: Playwright starts once in a process."
+    if not importlib.util.find_spec('playwright'): missing("Chromium is driven by Playwright: pip install -e '.[dev]'")
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        with p.chromium.launch(executable_path=chromium, args=['--no-sandbox', '--disable-dev-shm-usage']) as browser: yield browser
+
+@pytest.fixture(scope='session')
 def site(tmp_path_factory, missing)->Path:
     "The site, built as docs/README.md says, with a proxy that leads nowhere."
     if not all(map(importlib.util.find_spec, ('sphinx', 'myst_nb', 'sphinx_book_theme'))): missing("the site needs Sphinx: pip install -e '.[docs]'")

@@ -337,13 +337,13 @@ def test_an_arm_that_a_later_table_needs_is_trained_beside_the_others(made, repr
     def ask(n): return reproduce('--table', n, '--desensitizer', 'blur', '--out', out, *TINY)
     run = out/'runs'/'synthetic-seed0-blur'
     assert ask(3)[0]==0 and not (run/'without-u').exists()
-    before = {p: p.stat().st_mtime_ns for p in run.glob('*/*.safetensors')}
+    before,once = {p: p.stat().st_mtime_ns for p in run.glob('*/*.safetensors')}, json.loads((run/'results.json').read_text())['arms']
     code,said,_ = ask(5)
     assert code==0 and '1 to train' in said and 'interrupted' in said
     assert len(before)==4 and {p: p.stat().st_mtime_ns for p in before}==before
     assert list(load_run(run)[1]['arms'])==['Base', 'w/o U', 'w/ U']
-    both = [json.loads((d/'runs'/run.name/'results.json').read_text()) for d in (made[0], out)]
-    for a in ('w/o U', 'w/ U'): assert both[0]['arms'][a]['settings']==both[1]['arms'][a]['settings']
+    now = json.loads((run/'results.json').read_text())['arms']
+    assert set(now)=={'Base', 'w/o U', 'w/ U'} and all(now[a]['settings']==row['settings'] for a,row in once.items())
     assert ask(3)[1].count('0 to train')
 
 def test_dry_run_trains_nothing(tmp_path, reproduce, monkeypatch):

@@ -89,27 +89,23 @@ class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *args): pass
 
 @pytest.fixture(scope='session')
-def visit(site, chromium, missing):
+def visit(site, browser):
     "A function that opens a page in Chromium; the page's `problems` are requests to elsewhere or in vain, and errors on the console."
-    if not importlib.util.find_spec('playwright'): missing("Chromium is driven by Playwright: pip install -e '.[docs]'")
-    from playwright.sync_api import sync_playwright
     server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=site))
     Thread(target=server.serve_forever, daemon=True).start()
     home = f'http://127.0.0.1:{server.server_port}/'
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
-        def visit(name:str, width:int=1280, **context):
-            page = browser.new_context(viewport=dict(width=width, height=900), **context).new_page()
-            page.set_default_timeout(120_000)   # a busy machine is no fault of the site
-            page.problems = []
-            page.on('request', lambda r: r.url.startswith((home, 'data:', 'blob:')) or page.problems.append(f'leaves the machine: {r.url}'))
-            page.on('response', lambda r: r.status>=400 and page.problems.append(f'{r.status}: {r.url}'))
-            page.on('console', lambda m: m.type=='error' and page.problems.append(m.text))
-            page.on('pageerror', lambda e: page.problems.append(str(e)))
-            page.goto(home+name)
-            return page
-        yield visit
-        browser.close()
+    def visit(name:str, width:int=1280, **context):
+        page = browser.new_context(viewport=dict(width=width, height=900), reduced_motion='reduce', **context).new_page()
+        page.set_default_timeout(120_000)   # a busy machine is no fault of the site
+        page.problems = []
+        page.on('request', lambda r: r.url.startswith((home, 'data:', 'blob:')) or page.problems.append(f'leaves the machine: {r.url}'))
+        page.on('response', lambda r: r.status>=400 and page.problems.append(f'{r.status}: {r.url}'))
+        page.on('console', lambda m: m.type=='error' and page.problems.append(m.text))
+        page.on('pageerror', lambda e: page.problems.append(str(e)))
+        page.goto(home+name)
+        page.add_style_tag(content='*,*::before,*::after{transition:none!important}')   # a colour on its way is no colour to judge
+        return page
+    yield visit
     server.shutdown()
 
 def faults(page, **options)->list:
@@ -129,7 +125,7 @@ def test_page(visit, name):
     page.evaluate("document.documentElement.dataset.theme = document.documentElement.dataset.mode = 'dark'")
     assert not faults(page, runOnly=['color-contrast'])
     page.set_viewport_size(dict(width=390, height=844))
-    assert page.evaluate('document.documentElement.scrollWidth')<=390
+    page.wait_for_function('document.documentElement.scrollWidth<=390')   # once it has settled
     assert not page.problems
     page.context.close()
 

@@ -2,7 +2,7 @@
 import functools, http.server, json, os, random, re, socket, subprocess, sys, threading, time, urllib.request
 from dataclasses import asdict, replace
 import nbformat, pytest, torch
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from privreid.agw import AGW
 from privreid.datasets import save_split
 from privreid.experiments import Arm, Experiment, save_arm, write_json
@@ -14,11 +14,6 @@ from privreid.widgets import RULE, Explorer, demo_run, outcome, to_json
 
 PATIENCE = 240_000   # milliseconds: a busy machine is no error
 expect.set_options(timeout=PATIENCE)
-
-@pytest.fixture(scope='module')
-def browser(chromium):
-    with sync_playwright() as p:
-        with p.chromium.launch(executable_path=chromium, args=['--no-sandbox', '--disable-dev-shm-usage']) as browser: yield browser
 
 @pytest.fixture
 def page(browser):
