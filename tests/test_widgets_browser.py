@@ -12,6 +12,7 @@ from privreid.upgradation import Epsilons, Validation, replay
 from privreid.viewer import Viewer
 from privreid.widgets import RULE, Explorer, demo_run, outcome, to_json
 
+pytestmark = pytest.mark.flaky(reruns=2)   # a browser on a busy machine may be late; a fault of a widget stays one
 PATIENCE = 240_000   # milliseconds: a busy machine is no error
 expect.set_options(timeout=PATIENCE)
 
