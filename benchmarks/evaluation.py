@@ -77,7 +77,7 @@ def main():
     rivals = {'bare product': lambda: q@v.T, 'product and ranking, privreid': lambda: evaluate_ranking(distances(q, v), *labels)}
     rounds = dict.fromkeys(rivals, args.rounds)
     if len(q)*len(v)<TOO_BIG:
-        d,arrays = torch.cat([c.cpu() for c in distances(q, v)]), [t.numpy() for t in labels]
+        d,arrays = torch.cat([c.clone().cpu() for c in distances(q, v)]), [t.numpy() for t in labels]
         slow = {f'ranking, {f.__name__.replace("_", " ")}': lambda f=f: f(d.numpy(), *arrays) for f in (per_query, all_at_once)}
         rivals |= {'ranking, privreid': lambda: evaluate_ranking(d, *labels)}|slow
         rounds |= {'ranking, privreid': args.rounds}|dict.fromkeys(slow, min(args.rounds, 2))

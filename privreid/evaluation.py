@@ -7,9 +7,8 @@ __all__ = ['mse', 'psnr', 'pooled_psnr', 'window_matrix', 'similarity', 'ssim', 
            'evaluate_ranking', 'squared_norms', 'distances', 'apply', 'four_settings', 'restart', 'Quality',
            'image_quality', 'Validate']
 
-# %% ../nbs/06_evaluation.ipynb #e93a34a5
+# %% ../nbs/06_evaluation.ipynb #479a8d66
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -74,7 +73,7 @@ class Retrieval:
     skipped:int=0 # without any match under another camera
     def __str__(self): return f'rank-1 {self.rank1:6.1%}  rank-5 {self.rank5:6.1%}  mAP {self.mAP:6.1%}  mINP {self.mINP:6.1%}  ({self.queries} queries)'
 
-# %% ../nbs/06_evaluation.ipynb #cc3282fb
+# %% ../nbs/06_evaluation.ipynb #27aed5a7
 def match_places(
     distance:np.ndarray, # (N,), of one query to the gallery; smaller is nearer
     match:np.ndarray,    # indices of its matches, ascending, at least one
@@ -86,8 +85,7 @@ def match_places(
     match = match[d[match].argsort(kind='stable')]
     at = d[match]
     if np.isnan(at[-1]): raise ValueError('A distance between a query and its match is not a number: check the features, and whether training diverged.')
-    near = np.count_nonzero(d<=at[-1])
-    ranked = np.sort(np.partition(d, near-1)[:near])
+    ranked = np.sort(d[d<=at[-1]])
     place = np.searchsorted(ranked, at)+1
     if (np.searchsorted(ranked, at, 'right')>place).any(): place += [np.count_nonzero(d[:j]==d[j]) for j in match]   # ties
     return place
@@ -99,7 +97,7 @@ def place_scores(
     "Rank-1, rank-5, AP and INP of one query."
     return place[0]<=1, place[0]<=5, np.mean(np.arange(1, len(place)+1)/place), len(place)/place[-1]
 
-# %% ../nbs/06_evaluation.ipynb #1703e57b
+# %% ../nbs/06_evaluation.ipynb #82f818d7
 def evaluate_ranking(
     distance:Tensor|Iterable[Tensor], # (Q,N), or its rows in chunks, as from `distances`; smaller is nearer, ties keep the gallery's order
     q_pids:Tensor, g_pids:Tensor,     # identities (Q,), (N,); gallery -1 is junk, 0 a distractor
@@ -114,32 +112,32 @@ def evaluate_ranking(
         own = g_cams[same]==cam
         if own.all(): return None
         return place_scores(match_places(row, same[~own], np.concatenate([junk, same[own]])))
-    scores,threads = [], torch.get_num_threads()
-    with ThreadPoolExecutor(threads) as pool:
-        for rows in [distance] if isinstance(distance, Tensor) else distance:
-            rows,n = rows.detach().cpu().numpy(), len(scores)
-            if rows.shape[1]!=len(g_pids) or n+len(rows)>len(q_pids):
-                raise ValueError(f'Distances of {n+len(rows)} queries to {rows.shape[1]} gallery images do not fit {len(q_pids)} and {len(g_pids)} identities.')
-            def part(index): return [score(rows[i], q_pids[n+i], q_cams[n+i]) for i in index]
-            for some in pool.map(part, np.array_split(np.arange(len(rows)), threads)): scores += some
+    scores = []
+    for rows in [distance] if isinstance(distance, Tensor) else distance:
+        rows,n = rows.detach().cpu().numpy(), len(scores)
+        if rows.shape[1]!=len(g_pids) or n+len(rows)>len(q_pids):
+            raise ValueError(f'Distances of {n+len(rows)} queries to {rows.shape[1]} gallery images do not fit {len(q_pids)} and {len(g_pids)} identities.')
+        scores += map(score, rows, q_pids[n:], q_cams[n:])
     if len(scores)<len(q_pids): raise ValueError(f'Distances of {len(scores)} queries do not fit {len(q_pids)} identities.')
     found = [s for s in scores if s]
     if not found: raise ValueError(f'None of the {len(scores)} queries has a match under another camera in the gallery: there is nothing to score. Check identities and cameras.')
     return Retrieval(*np.mean(found, 0).tolist(), len(found), len(scores)-len(found))
 
-# %% ../nbs/06_evaluation.ipynb #3f53327f
+# %% ../nbs/06_evaluation.ipynb #0881f36f
 def squared_norms(g:Tensor)->Tensor: # (N,F) -> (N,)
     "Squared length of each feature: no copy of `g`, and no root that would round."
     return torch.einsum('nf,nf->n', g, g)
 
+@torch.no_grad()
 def distances(
     q:Tensor, g:Tensor,      # features (Q,F), (N,F)
     norms:Tensor|None=None,  # of `g`, if they are known
     chunk:int=512,           # queries at once
-)->Iterable[Tensor]:         # (chunk,N) each
+)->Iterable[Tensor]:         # (chunk,N) each, which the next overwrites
     "Squared distances of queries to gallery, less the query's own norm, which does not change its ranking; in chunks."
     if norms is None: norms = squared_norms(g)
-    for some in q.split(chunk): yield torch.addmm(norms, some, g.T, alpha=-2)
+    memory = g.new_empty(min(chunk, len(q)), len(g))
+    for some in q.split(chunk): yield torch.addmm(norms, some, g.T, alpha=-2, out=memory[:len(some)])
 
 # %% ../nbs/06_evaluation.ipynb #167f8d1c
 @torch.no_grad()
