@@ -56,7 +56,7 @@ def desensitizer_rivals(x:torch.Tensor)->dict[str,dict]: # (B,3,H,W) in [-1,1]
 
 def main():
     p = options(__doc__, rounds=9)
-    p.add_argument('--images', type=int, default=32, help='in a batch (default: %(default)s)')
+    p.add_argument('--images', type=int, default=64, help='in a batch (default: %(default)s)')
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     busy = load()

@@ -7,13 +7,14 @@ __all__ = ['mse', 'psnr', 'pooled_psnr', 'window_matrix', 'similarity', 'ssim', 
            'evaluate_ranking', 'squared_norms', 'distances', 'apply', 'four_settings', 'restart', 'Quality',
            'image_quality', 'Validate']
 
-# %% ../nbs/06_evaluation.ipynb #479a8d66
+# %% ../nbs/06_evaluation.ipynb #a2a55882
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from .data import ReidData, Split, to_float
@@ -34,32 +35,39 @@ def pooled_psnr(a:Tensor, b:Tensor)->Tensor: # -> scalar, dB
     "PSNR of the mean squared error over all images, as in the authors' code."
     return -10*mse(a, b).mean().log10()
 
-# %% ../nbs/06_evaluation.ipynb #4438031f
+# %% ../nbs/06_evaluation.ipynb #51cbd053
 @lru_cache(16)
 @torch.inference_mode(False)   # or a matrix first made there could not be used in training
 def window_matrix(n:int, sigma:float=1.5, radius:int=5)->Tensor: # (n-2*radius, n), rows sum to 1
     "A sliding Gaussian window over `n` pixels, fully inside."
-    if n<2*radius+1: raise ValueError(f'SSIM needs images of at least {2*radius+1} pixels a side, not {n}.')
     w = torch.exp(-.5*(torch.arange(-radius, radius+1, dtype=torch.float64)/sigma)**2)
     w,m = w/w.sum(), n-2*radius
     at = torch.arange(m)[:,None]+torch.arange(2*radius+1)
     return torch.zeros(m, n, dtype=torch.float64).scatter_(1, at, w.expand(m, -1))
 
-def similarity(a:Tensor, b:Tensor)->Tensor: # (B,3,h,w) float64 in [0,1] -> (B,3,h-10,w-10)
+def similarity(a:Tensor, b:Tensor)->Tensor: # (...,h,w) in [-1,1] -> (...,h-10,w-10)
     "SSIM of each window."
-    rows,cols = (window_matrix(n).to(a.device) for n in a.shape[-2:])
-    ma,mb,squares,product = rows@torch.stack([a, b, a*a+b*b, a*b])@cols.T
-    mm,m2 = ma*mb, ma*ma+mb*mb
-    return (2*mm+.01**2)*(2*(product-mm)+.03**2)/((m2+.01**2)*(squares-m2+.03**2))
+    rows,cols = (window_matrix(n).to(a) for n in a.shape[-2:])
+    x = torch.stack([a+b, a-b])
+    level = x.mean((-2,-1), keepdim=True)
+    x = x-level
+    mean,square = (rows@(torch.cat([x, x*x])@cols.T)).chunk(2)
+    level[0] += 2                                                   # as if both were in [0,2]: twice the scale, four times the constants
+    (ms,md),(vs,vd) = (mean+level)**2, square-mean**2
+    ms,vs = ms+8*.01**2, vs+8*.03**2
+    return (ms-md)*(vs-vd)/((ms+md)*(vs+vd))
 
-def ssim(a:Tensor, b:Tensor, strip:int=32)->Tensor: # (B,3,H,W) in [-1,1] -> (B,); 1 for equal images
+def ssim(a:Tensor, b:Tensor, tile:int=32)->Tensor: # (B,3,H,W) in [-1,1] -> (B,); 1 for equal images
     "Structural similarity of each image: 11x11 Gaussian window, data range 1, population covariance."
+    h,w = (n-10 for n in a.shape[-2:])                              # windows
+    if min(h, w)<1: raise ValueError(f'SSIM needs images of at least 11 pixels a side, not {h+10} x {w+10}.')
+    th,tw = (-(-n//(8*-(-n//tile)))*8 for n in (h, w))              # as few tiles as `tile` allows, all of one size, in eights as processors like it
+    def tiles(x): return F.pad(x.float(), (0, -w%tw, 0, -h%th)).unfold(-2, th+10, th).unfold(-2, tw+10, tw)
     def mean(a, b):
-        a,b = (a.double()+1)/2, (b.double()+1)/2
-        strips = [similarity(a[...,i:i+strip+10,:], b[...,i:i+strip+10,:]) for i in range(0, max(a.shape[-2]-10, 1), strip)]
-        return torch.cat(strips, -2).flatten(1).mean(1).float()
-    some = 1 if a.device.type=='cpu' else max(len(a), 1)       # images at once
-    return torch.cat([mean(*pair) for pair in zip(a.split(some), b.split(some))])
+        windows = similarity(tiles(a), tiles(b)).transpose(-3, -2).flatten(-2).flatten(-3, -2)   # (B,3,rows,columns,th,tw), put together
+        return windows[...,:h,:w].flatten(1).mean(1, dtype=torch.float64).float()
+    some = 1 if a.device.type=='cpu' else 32                        # images at once
+    with torch.autocast(a.device.type, enabled=False): return torch.cat([mean(*pair) for pair in zip(a.split(some), b.split(some))])
 
 # %% ../nbs/06_evaluation.ipynb #8abb9f85
 @dataclass(frozen=True)

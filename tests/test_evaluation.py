@@ -29,10 +29,23 @@ def test_flat_images_do_not_break_ssim():
     assert ssim(a, a).item()==pytest.approx(1, abs=1e-6)
     assert torch.isinf(psnr(a, a)).all()
 
-@pytest.mark.parametrize('strip', [1, 7, 54, 1000])
-def test_strips_leave_no_window_out(strip):
+@pytest.mark.parametrize('tile', [1, 7, 54, 1000])
+def test_tiles_leave_no_window_out(tile):
     a,b = pair((64,32), 3, .5)
-    torch.testing.assert_close(ssim(a, b, strip), ssim(a, b), atol=1e-7, rtol=0)
+    torch.testing.assert_close(ssim(a, b, tile), ssim(a, b), atol=1e-7, rtol=0)
+
+def test_hard_edges_do_not_eat_digits():
+    "Black and white within one tile: the tile's mean is far from both."
+    board = ((torch.arange(96)[:,None]//20+torch.arange(70)//20)%2*2.-1).expand(3, -1, -1)
+    for a,b in ((board, board*.5), (board, board.roll(7, -1)), (board, -board), (board, board*0)):
+        x,y = (((t+1)/2).double().numpy() for t in (a, b))
+        want = structural_similarity(x, y, channel_axis=0, data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+        assert ssim(a[None], b[None]).item()==pytest.approx(want, abs=5e-6)
+
+def test_half_precision_around_it_changes_nothing():
+    a,b = pair((64,32), 5, .5)
+    with torch.autocast('cpu', torch.bfloat16): half = ssim(a, b), psnr(a, b)
+    assert torch.equal(half[0], ssim(a, b)) and torch.equal(half[1], psnr(a, b))
 
 def test_ssim_trains_after_inference_and_wants_windows():
     with torch.inference_mode(): ssim(torch.zeros(1,3,20,19), torch.zeros(1,3,20,19))
