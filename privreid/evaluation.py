@@ -35,7 +35,7 @@ def pooled_psnr(a:Tensor, b:Tensor)->Tensor: # -> scalar, dB
     "PSNR of the mean squared error over all images, as in the authors' code."
     return -10*mse(a, b).mean().log10()
 
-# %% ../nbs/06_evaluation.ipynb #51cbd053
+# %% ../nbs/06_evaluation.ipynb #5aaed47a
 @lru_cache(16)
 @torch.inference_mode(False)   # or a matrix first made there could not be used in training
 def window_matrix(n:int, sigma:float=1.5, radius:int=5)->Tensor: # (n-2*radius, n), rows sum to 1
@@ -51,7 +51,7 @@ def similarity(a:Tensor, b:Tensor)->Tensor: # (...,h,w) in [-1,1] -> (...,h-10,w
     x = torch.stack([a+b, a-b])
     level = x.mean((-2,-1), keepdim=True)
     x = x-level
-    mean,square = (rows@(torch.cat([x, x*x])@cols.T)).chunk(2)
+    mean,square = (rows@(t@cols.T) for t in (x, x*x))
     level[0] += 2                                                   # as if both were in [0,2]: twice the scale, four times the constants
     (ms,md),(vs,vd) = (mean+level)**2, square-mean**2
     ms,vs = ms+8*.01**2, vs+8*.03**2
