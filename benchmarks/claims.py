@@ -40,12 +40,12 @@ def mean_and_spread(rows:list[pd.Series], digits:int)->str:
 
 def main(out:Path):
     held,ranks,likes = {}, {}, {}
-    for folder in sorted((out/'runs').glob('synthetic-seed*')):
-        run = read_run(folder)
+    for measured in sorted((out/'runs').glob('synthetic-seed*/measurements.json')):   # runs under way have none
+        run = read_run(measured.parent)
         if 'w/ U' not in run.results['arms']: continue
         name,seed = run.cfg.desensitizer, run.cfg.seed
         upper = read_run(out/'runs'/f'synthetic-seed{seed}-upper').results['arms']['Upper']
-        seen = json.loads((folder/'measurements.json').read_text())['unprotected']
+        seen = json.loads(measured.read_text())['unprotected']
         held[name, seed] = verdicts(run, upper, seen)
         ranks.setdefault(name, []).append(rank1(run, upper, seen))
         likes.setdefault(name, []).append(likeness(run))

@@ -9,16 +9,15 @@
 `PlainStep` is what one would write first: float32, channels-first, eager. Each lever is put on it alone; `privreid` pulls all of them. tests/test_speed.py holds the two to the same losses and gradients.
 Prints a table and appends it to benchmarks/RESULTS.md. Versions run in turn in one process, and the median of the rounds counts.
 """
-import argparse, datetime, os, platform, statistics, subprocess, tempfile, threading, time
+import argparse, statistics, subprocess, tempfile, threading, time
 from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from common import race
+from common import load, options, publish, race
 from privreid.agw import wrt_loss
 from privreid.checkpoint import Checkpoint
 from privreid.data import SyntheticPedestrians
@@ -107,15 +106,15 @@ def flops(step)->int:
     with FlopCounterMode(display=False) as counter: step()
     return counter.get_total_flops()
 
-def measure(cfg:Config, device:torch.device, rounds:int, steps:int, half:str, compile:bool, apart:bool)->list[str]: # lines of the table
+def measure(cfg:Config, device:torch.device, rounds:int, steps:int, half:str, compile:bool, apart:bool, clock:str)->list[str]: # lines of the table
     identities = 751
     x = torch.rand(cfg.batch, 3, *cfg.size, device=device)*2-1
     y = desensitizer(cfg.desensitizer).to(device)(x)
     makers = versions(cfg, identities, (x, y, torch.arange(cfg.batch, device=device)//cfg.per_identity), half, compile)
     sync = torch.cuda.synchronize if device.type=='cuda' else lambda: None
     def several(step): return lambda: [step() for _ in range(steps)]
-    if apart: seconds = {k: race({k: several(make())}, rounds, sync=sync)[k] for k,make in makers.items()}
-    else: seconds = race({k: several(make()) for k,make in makers.items()}, rounds, sync=sync)
+    if apart: seconds = {k: race({k: several(make())}, rounds, clock, sync)[k] for k,make in makers.items()}
+    else: seconds = race({k: several(make()) for k,make in makers.items()}, rounds, clock, sync)
     first,work = next(iter(seconds.values())), flops(makers['privreid']())
     lines = [f'One step counts {work/1e9:,.1f} GFLOP.', '', '| version | ms a step | images/s | times plain | GFLOP/s |', '|---|---:|---:|---:|---:|']
     return lines+[f'| {k} | {1e3*s/steps:,.1f} | {cfg.batch*steps/s:,.1f} | {first/s:.2f} | {work*steps/s/1e9:,.1f} |' for k,s in seconds.items()]
@@ -172,7 +171,7 @@ def epoch(cfg:Config, device:torch.device)->list[str]: # lines of the table
             '| part | seconds | % of the steps |', '|---|---:|---:|']+[f'| {k} | {s:.2f} | {100*s/step:.1f} |' for k,s in rows.items()]
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = options(__doc__, rounds=5)
     p.add_argument('--device', default='cpu', help='cpu or cuda (default: %(default)s)')
     p.add_argument('--preset', help="sizes of a preset instead of the device's: demo, colab or paper")
     p.add_argument('--batch', type=int, help='images in a batch')
@@ -180,28 +179,20 @@ def main():
     p.add_argument('--compile', action=argparse.BooleanOptionalAction, help='compiled versions too (default: on a GPU only)')
     p.add_argument('--epoch', action='store_true', help='where the time of a whole training goes, instead of the step')
     p.add_argument('--apart', action='store_true', help='one version after the other, so that only one is in memory')
-    p.add_argument('--rounds', type=int, default=5, help='rounds that count (default: %(default)s)')
     p.add_argument('--steps', type=int, help='steps in a round (default: 1 on a CPU, 20 on a GPU)')
-    p.add_argument('--threads', type=int, default=torch.get_num_threads(), help="torch's threads (default: %(default)s)")
-    p.add_argument('--note', default='', help='to stand above the table, say, what else the machine did')
     args = p.parse_args()
     torch.set_num_threads(args.threads)
-    device,cuda = torch.device(args.device), args.device=='cuda'
+    device,cuda,busy = torch.device(args.device), args.device=='cuda', load()
     cfg = preset(args.preset, weights='', precision='no') if args.preset else GPU if cuda else CPU
     if args.batch: cfg = replace(cfg, batch=args.batch)
     native = torch.cuda.get_device_capability()>=(8, 0) if cuda else bf16_in_hardware()
     half = args.half or ('bf16' if native else 'fp16' if cuda else 'no')
     compile = cuda if args.compile is None else args.compile
-    load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else float('nan')
-    if args.epoch: lines = epoch(replace(cfg, precision=half, compile=compile), device)
-    else: lines = measure(cfg, device, args.rounds, args.steps or (20 if cuda else 1), half, compile, args.apart)
-    where = torch.cuda.get_device_name() if cuda else 'no GPU'
-    how = f'median of {args.rounds} rounds, versions {"one after the other" if args.apart else "in turn"}; ' if not args.epoch else f'precision {half}, compile {compile}; '
-    lines = [f"## Training{', whole epochs' if args.epoch else ''}, {datetime.date.today()}", '',
-             f'{os.cpu_count()} CPU cores ({platform.machine()}), {where}; torch {torch.__version__} with {args.threads} thread(s), Python {platform.python_version()}. '
-             f'{cfg.height} x {cfg.width}, batch {cfg.batch}, {cfg.backbone}, ngf {cfg.ngf}, ndf {cfg.ndf}; {how}load average {load:.1f} at the start. {args.note}'.rstrip(), '',
-             *lines, '']+([] if cuda else ['On a GPU: not measured.', ''])
-    print('\n'.join(lines))
-    with open(Path(__file__).with_name('RESULTS.md'), 'a', encoding='utf-8') as f: f.write('\n'.join(lines)+'\n')
+    if args.epoch: how,table = f'precision {half}, compile {compile}', epoch(replace(cfg, precision=half, compile=compile), device)
+    else:
+        how = f'median of {args.rounds} rounds by the {args.clock} clock, versions {"one after the other" if args.apart else "in turn"}'
+        table = measure(cfg, device, args.rounds, args.steps or (20 if cuda else 1), half, compile, args.apart, args.clock)
+    publish(f"Training{', whole epochs' if args.epoch else ''}", 'torch', f'{cfg.height} x {cfg.width}, batch {cfg.batch}, {cfg.backbone}, ngf {cfg.ngf}, ndf {cfg.ndf}; {how}; '
+            f'load average {busy:.1f} at the start. {args.note}', table+([] if cuda else ['', 'On a GPU: not measured.']))
 
 if __name__ == '__main__': main()
