@@ -10,30 +10,39 @@ import argparse, sys, time, warnings
 from pathlib import Path
 import privreid
 
-# %% ../nbs/11_cli.ipynb #d8fe93af
-def _tuple(text:str)->tuple[int,...]: return tuple(int(t) for t in text.replace(',', ' ').split())
+# %% ../nbs/11_cli.ipynb #19cf29f4
+def _epochs(text:str)->tuple[int,...]:
+    try: return tuple(int(t) for t in text.replace(',', ' ').split())
+    except ValueError: raise argparse.ArgumentTypeError(f"'{text}' is not a list of epochs, such as 40,80") from None
 
 def add_config_options(
     parser:argparse.ArgumentParser,
     but:tuple[str,...]=(), # fields that the command has options of its own for
+    start:str='paper',     # preset that is taken where none is named
 ):
     "One option for each field of `Config`; an option that is not given leaves the preset's value."
     from dataclasses import fields
     from fastcore.docments import docments
-    from privreid.joint import Config
-    helps = docments(Config)
-    group = parser.add_argument_group('configuration (the defaults named are those of the paper preset)')
+    from privreid.joint import Config, preset
+    helps,mine = docments(Config), preset(start)
+    def shown(v): return f"'{v}'" if isinstance(v, str) else v
+    group = parser.add_argument_group(f'configuration (defaults: those of preset {start})')
     for f in fields(Config):
         if f.name in but: continue
-        kind = _tuple if f.type is tuple or f.type=='tuple' else f.type
-        default = f"'{f.default}'" if isinstance(f.default, str) else f.default
+        kind = _epochs if f.type is tuple or f.type=='tuple' else f.type
+        value = getattr(mine, f.name)
+        default = f'default: {shown(value)}'+('' if value==f.default else f'; paper: {shown(f.default)}')
         how = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind, metavar=f.name.upper())
-        group.add_argument(f"--{f.name.replace('_', '-')}", default=None, help=f'{helps[f.name]} (paper: {default})'.replace('%', '%%'), **how)
+        group.add_argument(f"--{f.name.replace('_', '-')}", default=None, help=f'{helps[f.name]} ({default})'.replace('%', '%%'), **how)
 
-# %% ../nbs/11_cli.ipynb #bb294821
+# %% ../nbs/11_cli.ipynb #52201b63
+class _Parser(argparse.ArgumentParser):
+    "Says in one line what was mistyped, where argparse would print how the command is used, a page of it."
+    def error(self, message): self.exit(2, f'privreid: {message}. See {self.prog} --help.\n')
+
 def _parser(full:bool=True)->argparse.ArgumentParser:
     "The parser; `full` adds the options that need PyTorch to be imported."
-    p = argparse.ArgumentParser('privreid', description='Learnable privacy-preserving anonymization of pedestrian images.')
+    p = _Parser('privreid', description='Learnable privacy-preserving anonymization of pedestrian images.')
     p.add_argument('--version', action='version', version=f'privreid {privreid.__version__}')
     p.add_argument('--traceback', action='store_true', help='show where an error came from')
     commands = p.add_subparsers(dest='command', required=True, metavar='demo | train | reproduce | evaluate | report | data')
@@ -46,7 +55,7 @@ def _parser(full:bool=True)->argparse.ArgumentParser:
         where.add_argument('--resume', type=Path, default=None, metavar='RUN', help='go on with the interrupted run in this folder, with its own set-up')
         c.add_argument('--track', default='', metavar='TRACKER', help='tensorboard: curves to watch while it trains, in the run folder')
         c.add_argument('--arms', nargs='+', default=None, metavar='ARM', help="some of: Base, Upper, 'w/o U', 'w/ U' (default: all)")
-        if full: add_config_options(c)
+        if full: add_config_options(c, start=start)
     _add_reproduce(commands.add_parser('reproduce', help='tables and figures of the paper, beside its own numbers'), full)
     evaluate = commands.add_parser('evaluate', help='measure a run again from its weights')
     evaluate.add_argument('run', type=Path, help='run folder')
@@ -86,13 +95,20 @@ def _chosen(words:list[str]|None, known:tuple, what:str)->tuple:
     if unknown := set(words)-{str(k) for k in known}: raise ValueError(f"{what} '{min(unknown)}' is unknown: choose from {', '.join(map(str, known))} or all.")
     return tuple(k for k in known if str(k) in words)
 
-# %% ../nbs/11_cli.ipynb #6aeda13d
+# %% ../nbs/11_cli.ipynb #56555a3d
 def _changes(args)->dict:
     "The fields of `Config` that were given as options."
     from dataclasses import fields
     from privreid.joint import Config
     own = OWN if args.command=='reproduce' else ()
     return {f.name: v for f in fields(Config) if f.name not in own and (v := getattr(args, f.name)) is not None}
+
+def _new_folder()->Path:
+    "A folder named by the time: of the first process, where several share a run."
+    from accelerate.utils import broadcast_object_list
+    from privreid.joint import share_cpus
+    share_cpus()
+    return Path('runs')/broadcast_object_list([time.strftime('%Y%m%d-%H%M%S')])[0]
 
 def _train(args)->None:
     from dataclasses import replace
@@ -103,7 +119,7 @@ def _train(args)->None:
     if own and not args.preset: cfg = replace(own[0], **changes)
     else: cfg = preset(args.preset or dict(demo='demo', train='paper')[args.command], **changes)
     arms = args.arms or (own[1]['arms'] if own else ARMS)
-    args.out = out = args.resume or args.out or Path('runs')/time.strftime('%Y%m%d-%H%M%S')
+    args.out = out = args.resume or args.out or _new_folder()
     if not run_experiment(cfg, out, tuple(arms), resume=bool(args.resume), track=args.track): return   # not the main process
     run = read_run(out)
     print(summary(run.results, run.history, run.eps))
@@ -152,7 +168,7 @@ def _data(args)->int:
     if args.sheet: save_sheet(result.contact_sheet(args.desensitize and desensitizer(args.desensitize)), args.sheet)
     return result.exit_code
 
-# %% ../nbs/11_cli.ipynb #dbc3c201
+# %% ../nbs/11_cli.ipynb #87277983
 def main(argv:list[str]=None)->int: # exit code: 0 fine, 1 a data set with warnings, 2 a mistake in what was asked for
     "The `privreid` command."
     argv = sys.argv[1:] if argv is None else argv
@@ -163,9 +179,13 @@ def main(argv:list[str]=None)->int: # exit code: 0 fine, 1 a data set with warni
         if args.traceback: raise
         _say(f'privreid: {e}')
         return 2
+    except RuntimeError as e:
+        if args.traceback or type(e).__name__!='OutOfMemoryError': raise
+        _say("privreid: the GPU's memory is too small for this set-up: give a smaller --batch, or --precision fp16 or bf16.")
+        return 2
     except KeyboardInterrupt:
-        run = args.out if args.command in ('demo', 'train') else None
-        _say('privreid: stopped.'+(f' Go on with: privreid train --resume {run}' if run else ''))
+        on = f'privreid train --resume {args.out}' if args.command in ('demo', 'train') else 'the same command' if args.command=='reproduce' else ''
+        _say('privreid: stopped.'+(f' Go on with: {on}' if on else ''))
         return 130
 
 def _say(line:str):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FOLDERS', 'ARMS', 'Arm', 'Experiment', 'save_weights', 'load_weights', 'read_json', 'write_json', 'write_text', 'Log',
-           'Track', 'trackable', 'needs_tracker', 'Run', 'Fork', 'save_arm', 'run_experiment', 'refuse_changes',
-           'refuse_other_images', 'environment', 'stages', 'write_pictures', 'read_pictures', 'load_run', 'load_arm',
-           'load_history', 'evaluate_run']
+           'Track', 'trackable', 'needs_tracker', 'Run', 'Fork', 'save_arm', 'run_experiment', 'hardly_begun',
+           'refuse_changes', 'refuse_other_images', 'environment', 'stages', 'write_pictures', 'read_pictures',
+           'load_run', 'load_arm', 'load_history', 'evaluate_run']
 
 # %% ../nbs/07_experiments.ipynb #6ce988fb
 import json, platform, time, warnings
@@ -137,7 +137,7 @@ def snoop(self:Experiment, upper:Arm, arms:list[Arm])->dict: # 'desensitized' or
     shown = {'desensitized': self.desensitize}|{a.name: a.anonymizer for a in arms if a.anonymizer}
     return {k: {s: asdict(v) for s,v in four_settings(upper.reid, f, self.data.query, self.data.gallery, self.device).items()} for k,f in shown.items()}
 
-# %% ../nbs/07_experiments.ipynb #4ff0e7de
+# %% ../nbs/07_experiments.ipynb #b4b1693c
 FOLDERS = {'Base': 'base', 'Upper': 'upper', 'w/o U': 'without-u', 'w/ U': 'with-u'}
 
 def save_weights(net:nn.Module, path:Path, secret:bool=False):
@@ -153,8 +153,8 @@ def load_weights(net:nn.Module, path:Path)->nn.Module:
 
 def read_json(path:Path):
     if not path.is_file(): raise FileNotFoundError(f'{path} is missing: the run folder is not complete.')
-    try: return json.loads(path.read_text(encoding='utf-8'))
-    except json.JSONDecodeError: raise ValueError(f'{path} is not JSON: the file was cut or edited.') from None
+    try: return json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError): raise ValueError(f'{path} is not JSON: the file was cut or edited.') from None
 
 def write_json(value, path:Path): write_text(json.dumps(value, indent=1)+'\n', path)
 
@@ -254,7 +254,7 @@ def train_all(self:Run, arms:tuple[str,...])->tuple[list[Arm],float]: # trained 
     if 'w/ U' in arms: done.append(self.with_upgradation(start))
     return done, start
 
-# %% ../nbs/07_experiments.ipynb #68d54a53
+# %% ../nbs/07_experiments.ipynb #62d2e332
 ARMS = tuple(FOLDERS)
 
 def run_experiment(
@@ -273,14 +273,14 @@ def run_experiment(
     if 'w/ U' in arms and 'Base' not in arms: raise ValueError("arm 'w/ U' needs arm 'Base': its first rank-1 to beat comes from there.")
     needs_tracker(track)
     if resume: refuse_changes(folder, asdict(cfg)|dict(arms=list(arms)))
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise FileExistsError(f'{folder} already holds something: name another folder for this run, or resume the run in it.')
+    elif folder.exists() and not hardly_begun(folder): raise FileExistsError(f'{folder} already holds something: name another folder for this run, or resume the run in it.')
     exp = Run(cfg, folder, track=track)
     exp.backbone = backbone
     main = exp.accelerator.is_main_process
     meta = dict(arms=list(arms), identities=exp.identities, processes=exp.accelerator.num_processes, environment=environment(exp.device))
-    grown = not resume or refuse_changes(folder, meta)
-    if main and grown: write_json(asdict(cfg)|dict(run=meta), folder/'config.json')
-    if (folder/'split.json').is_file(): refuse_other_images(folder, exp.data)
+    if resume: refuse_changes(folder, meta)
+    if main: write_json(asdict(cfg)|dict(run=meta), folder/'config.json')
+    if resume and (folder/'split.json').is_file(): refuse_other_images(folder, exp.data)
     elif main:
         with writing(folder): save_split(exp.data, folder/'split.json')
     if main:
@@ -294,17 +294,20 @@ def run_experiment(
     write_json(results, folder/'results.json')   # last: the run is finished
     return results
 
-# %% ../nbs/07_experiments.ipynb #b47daef4
-def refuse_changes(folder:Path, now:dict)->bool: # whether there are more arms now
-    "A resumed run must be the run that was begun. More arms are allowed, and another machine, with a warning."
+# %% ../nbs/07_experiments.ipynb #1e7d7025
+def hardly_begun(folder:Path)->bool:
+    "Whether nothing has been trained in a folder yet."
+    return folder.is_dir() and all(p.name in ('config.json', 'split.json') or p.match('.*.tmp') for p in folder.iterdir())
+
+def refuse_changes(folder:Path, now:dict):
+    "A resumed run must be the run that was begun. More arms are allowed, images that have moved, and, with a warning, another machine."
     cfg,meta = load_run(folder)
     begun = asdict(cfg)|meta
-    grown = set(begun['arms'])<set(now['arms'])
-    if grown: now = now|dict(arms=begun['arms'])
+    now = {k: v for k,v in now.items() if k!='root'}
+    if set(begun['arms'])<set(now.get('arms', ())): now['arms'] = begun['arms']
     changed = {k: difference({k: begun.get(k)}, {k: v}) for k,v in now.items()}
     if changed.pop('environment', ''): warnings.warn(f"{folder} goes on under other conditions ({difference(begun.get('environment') or {}, now['environment'])}): results may differ in the last digits.")
     if any(changed.values()): raise ValueError(f"{folder} was begun with another set-up ({', '.join(filter(None, changed.values()))}): resume it without changes, or begin a new run.")
-    return grown
 
 def refuse_other_images(folder:Path, data:ReidData):
     begun = read_split(folder/'split.json')
@@ -347,7 +350,7 @@ def read_pictures(path:Path)->dict[str,Image.Image]: # stage -> a row of picture
     h = row.height//len(names)
     return {k: row.crop((0, i*h, row.width, (i+1)*h)) for i,k in enumerate(names)}
 
-# %% ../nbs/07_experiments.ipynb #0d9bf406
+# %% ../nbs/07_experiments.ipynb #f973059e
 def load_run(folder:str|Path)->tuple[Config,dict]: # configuration, and what was kept beside it
     "Read a run's configuration."
     path = Path(folder).expanduser()/'config.json'
@@ -355,23 +358,26 @@ def load_run(folder:str|Path)->tuple[Config,dict]: # configuration, and what was
     try:
         row = json.loads(path.read_text(encoding='utf-8'))
         meta = row.pop('run')
+        if not set(meta['arms'])<=set(ARMS): raise KeyError(f"arms {meta['arms']}")
         return check(Config(**row|dict(milestones=tuple(row['milestones'])))), meta
-    except (json.JSONDecodeError, KeyError, TypeError) as e: raise ValueError(f'{path} is not the configuration of a run ({e}).') from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as e: raise ValueError(f'{path} is not the configuration of a run ({e}).') from None
 
 def load_arm(folder:str|Path, name:str, device='cpu')->Arm:
     "Read the networks of one arm."
     cfg,meta = load_run(folder)
     at = Path(folder).expanduser()/FOLDERS[name]
     generators = [load_weights(UNetGenerator(cfg.size, cfg.ngf).to(device), at/f'{k}.safetensors') for k in ('anonymizer', 'recovery')] if name in ('w/o U', 'w/ U') else []
-    return Arm(name, load_weights(AGW(meta['identities'], cfg.backbone).to(device), at/'reid.safetensors'), *generators, **read_json(at/'arm.json'))
+    reid,kept = load_weights(AGW(meta['identities'], cfg.backbone).to(device), at/'reid.safetensors'), read_json(at/'arm.json')
+    try: return Arm(name, reid, *generators, **kept)
+    except TypeError as e: raise ValueError(f'{at}/arm.json is not what a finished arm leaves ({e}).') from None
 
 def load_history(folder:str|Path)->list[dict]:
     "Read a run's history."
     path,rows = Path(folder).expanduser()/'history.jsonl', []
     if not path.is_file(): raise FileNotFoundError(f'{path} is missing: the run folder is not complete.')
-    for i,line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+    for i,line in enumerate(path.read_bytes().splitlines(), 1):
         try: rows.append(json.loads(line))
-        except json.JSONDecodeError: raise ValueError(f'{path}, line {i} is not JSON: the file was cut or edited.') from None
+        except (json.JSONDecodeError, UnicodeDecodeError): raise ValueError(f'{path}, line {i} is not JSON: the file was cut or edited.') from None
     return rows
 
 def evaluate_run(folder:str|Path)->dict:

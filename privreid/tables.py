@@ -114,7 +114,7 @@ def side_by_side(
 def _intervals(counts:pd.DataFrame)->pd.DataFrame: # with columns right, n -> low, high, percent
     return pd.DataFrame([[100*v for v in wilson(int(r.right), int(r.n))] for r in counts.itertuples()], counts.index, ['low', 'high'])
 
-# %% ../nbs/07b_tables.ipynb #c83ef02a
+# %% ../nbs/07b_tables.ipynb #d0ee64e6
 DIGITS = dict(psnr=2, pooled=2, ssim=2)   # all others are percentages, with one
 TITLES = dict(rank1='rank-1, %', rank5='rank-5, %', mAP='mAP, %', mINP='mINP, %', human='people right, %', machine='machine right, %', psnr='PSNR, dB', pooled='pooled PSNR, dB', ssim='SSIM')
 
@@ -135,16 +135,17 @@ def markdown(df:pd.DataFrame)->str: # df of text
     line = lambda cells: '| '+' | '.join(cells)+' |'
     return '\n'.join([line(df.columns), line(['---']*df.shape[1]), *(line(r) for r in df.values)])+'\n'
 
-def latex(df:pd.DataFrame, caption:str)->str:
-    "A LaTeX table for the booktabs package."
+def latex(df:pd.DataFrame, caption:str)->str: # df of text, its first column the data set
+    "LaTeX tables for the packages booktabs and graphicx, one for each data set; one that is wider than the text shrinks."
     escape = str.maketrans({**{c: f'\\{c}' for c in '%&_#$'}, '±': r'$\pm$', '–': '--'})
     line = lambda cells: ' & '.join(c.translate(escape) for c in cells)+r' \\'
-    return '\n'.join([r'\begin{table}', rf'\caption{{{caption.translate(escape)}}}', rf'\begin{{tabular}}{{{"l"*df.shape[1]}}}', r'\toprule', line(df.columns), r'\midrule',
-                      *(line(r) for r in df.values), r'\bottomrule', r'\end{tabular}', r'\end{table}', ''])
+    def one(part): return [r'\begin{table}', rf'\caption{{{caption.translate(escape)}}}', r'\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%', rf'\begin{{tabular}}{{{"l"*df.shape[1]}}}',
+                           r'\toprule', line(df.columns), r'\midrule', *(line(r) for r in part.values), r'\bottomrule', r'\end{tabular}}', r'\end{table}', '']
+    return '\n'.join(l for _,part in df.groupby(df.columns[0], sort=False) for l in one(part))
 
-# %% ../nbs/07b_tables.ipynb #5d9d4d5d
+# %% ../nbs/07b_tables.ipynb #10b9c6df
 CAPTIONS = {1: 'Re-ID of an unprotected AGW, trained on raw images, on desensitized and anonymized images',
-            2: 'Human verification: same person or not? 50 % is guessing. Beside it the rank-1 of the trained model, and an unprotected AGW that answers the same pairs, its threshold chosen on validation people. In brackets: 95 % intervals (Wilson)',
+            2: 'Human verification: same person or not? 50 % is guessing. Beside it the rank-1 of the trained model, and an unprotected AGW that answers the same pairs, its threshold chosen on validation people. In brackets: 95 % intervals (Wilson), of the first seed',
             3: 'Likeness of recovered to raw images; protected images were kept as floats, or saved as PNG or JPEG (by quality) before they were recovered. The paper\'s PSNR is pooled over all images',
             4: 'Re-ID on recovered images by an unprotected AGW and by ours',
             5: 'Re-ID in four settings (query-gallery)'}

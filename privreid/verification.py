@@ -113,7 +113,7 @@ def wilson(right:int, n:int, z:float=1.959964)->tuple[float,float]: # 0..1
     half = z*(p*(1-p)/n+z*z/(4*n*n))**.5
     return (p+z*z/(2*n)-half)/d, (p+z*z/(2*n)+half)/d
 
-# %% ../nbs/07a_verification.ipynb #f6af38b1
+# %% ../nbs/07a_verification.ipynb #4cec8a94
 ANSWERS = 'same', 'different'
 
 def read_answers(folder:Path)->pd.DataFrame: # group, pair, answer
@@ -121,13 +121,19 @@ def read_answers(folder:Path)->pd.DataFrame: # group, pair, answer
     paths,parts = sorted(folder.glob('sheet-*.csv')), []
     if not paths: raise FileNotFoundError(f'{folder} holds no sheet-*.csv: there are no answers to score.')
     for path in paths:
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+        try: rows = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False).fillna('')
+        except ValueError as e: raise ValueError(f'{path} is not a sheet of this study ({e}).') from None
         if missing := {'group', 'pair', 'answer'}-set(rows): raise ValueError(f"{path} has no column '{min(missing)}': it is not a sheet of this study.")
-        rows['answer'] = rows.answer.str.strip().str.lower()
-        wrong = ~rows.answer.isin(['', *ANSWERS])
-        if wrong.any(): raise ValueError(f"{path}, line {wrong.argmax()+2}: the answer '{rows.answer[wrong].iloc[0]}' is neither same nor different.")
-        parts.append(rows[['group', 'pair', 'answer']].astype(dict(group=int, pair=int)))
-    return pd.concat(parts, ignore_index=True)
+        rows = rows[(rows!='').any(axis=1)].assign(answer=rows.answer.str.strip().str.lower(), sheet=path.name)   # spreadsheets leave empty rows
+        def refuse(wrong, column, what):
+            if wrong.any(): raise ValueError(f"{path}, line {wrong.idxmax()+2}: the {column} '{rows[column][wrong].iloc[0]}' is {what}.")
+        for column in ('group', 'pair'): refuse(~rows[column].str.isdecimal(), column, 'not a number')
+        refuse(~rows.answer.isin(['', *ANSWERS]), 'answer', 'neither same nor different')
+        parts.append(rows[['group', 'pair', 'answer', 'sheet']].astype(dict(group=int, pair=int)))
+    answers = pd.concat(parts, ignore_index=True)
+    twice = answers[answers.duplicated(['group', 'pair'], keep=False)]
+    if len(twice): raise ValueError(f"{folder}: pair {twice.pair.iloc[0]} of group {twice.group.iloc[0]} is answered twice ({', '.join(twice.sheet.iloc[:2])}): keep one sheet of each rater.")
+    return answers.drop(columns='sheet')
 
 def score_answers(answers:pd.DataFrame, key:pd.DataFrame)->pd.DataFrame: # index: group
     "Share of right answers by group, with Wilson's interval."

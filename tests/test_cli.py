@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 from privreid.data import SyntheticPedestrians
+from privreid.joint import preset
 
 PRIVREID = str(Path(sys.executable).parent/'privreid')
 TINY = ['--people', '12', '--test-people', '6', '--epochs', '2', '--batch', '16', '--ngf', '4', '--ndf', '4', '--validate-every', '1', '--milestones', '']
@@ -77,9 +78,12 @@ def mistakes(tmp_path):
             'no root': (market[:-1], 'root'), 'batch and K': (['demo', '--batch', '30'], 'not divisible'),
             'size': (['demo', '--height', '60'], '60 x 32'), 'preset': (['demo', '--preset', 'dem'], "'dem'"),
             'desensitizer': (['demo', '--desensitizer', 'fog'], "'fog'"), 'backbone': (['demo', '--backbone', 'vgg'], "'vgg'"), 'weights': (['demo', '--weights', '/none.pth'], '/none.pth'),
-            'arm': (['demo', '--arms', 'Bse'], "'Bse'"), 'folder in use': (['demo', '--out', tmp_path/'full'], 'full'), 'not a run': (['evaluate', tmp_path/'full'], 'full')}
+            'arm': (['demo', '--arms', 'Bse'], "'Bse'"), 'not a number': (['demo', '--epochs', 'abc'], "--epochs: invalid int value: 'abc'"), 'epochs': (['demo', '--milestones', '3,x'], "'3,x' is not a list of epochs"),
+            'option': (['demo', '--bogus'], '--bogus'), 'command': (['dmeo'], "'dmeo'"), 'no command': ([], 'required'), 'no run': (['evaluate'], 'run'), 'height': (['demo', '--height', '0'], 'height'), 'seed': (['demo', '--seed', '-1'], 'seed'),
+            'folder in use': (['demo', '--out', tmp_path/'full'], 'full'), 'not a run': (['evaluate', tmp_path/'full'], 'full')}
 
-@pytest.mark.parametrize('case', ['missing folder', 'empty folder', 'unreadable image', 'no root', 'batch and K', 'size', 'preset', 'desensitizer', 'backbone', 'weights', 'arm', 'folder in use', 'not a run'])
+@pytest.mark.parametrize('case', ['missing folder', 'empty folder', 'unreadable image', 'no root', 'batch and K', 'size', 'preset', 'desensitizer', 'backbone', 'weights', 'arm', 'folder in use', 'not a run',
+                                  'not a number', 'epochs', 'option', 'command', 'no command', 'no run', 'height', 'seed'])
 def test_a_mistake_costs_one_line_and_exit_code_2(tmp_path, case):
     words,named = mistakes(tmp_path)[case]
     done = privreid(*words, cwd=tmp_path)
@@ -100,4 +104,6 @@ def test_identity_with_one_image_is_warned_about_once(tmp_path, tiny_market):
 
 def test_help_names_units_and_defaults():
     text = privreid('train', '--help').stdout
-    assert '--eps-psnr' in text and 'dB' in text and '(paper: 1.0)' in text and 'pixels' in text
+    assert '--eps-psnr' in text and 'dB' in text and '(default: 1.0)' in text and 'pixels' in text
+    text = ' '.join(privreid('demo', '--help').stdout.split())
+    assert f"(default: {preset('demo').epochs}; paper: 120)" in text and "(default: 'mini'; paper: 'resnet50')" in text

@@ -1,4 +1,5 @@
 "Arms that share what they have in common end as if each had trained alone."
+from dataclasses import replace
 import pytest, torch
 from privreid.data import SyntheticPedestrians
 from privreid.datasets import save_split
@@ -35,3 +36,15 @@ def test_other_images_are_refused(tmp_path):
 def test_pattern_reaches_the_reader(tmp_path):
     with pytest.raises(ValueError, match="no option 'pattern'"): run_experiment(preset('demo', data='market1501', root=str(tmp_path), pattern='x'), tmp_path/'run')
     assert not (tmp_path/'run').exists()
+
+@pytest.mark.parametrize('left', ['.config.json.1.tmp', 'config.json'])
+def test_a_run_that_has_hardly_begun_begins_again(tmp_path, left):
+    "Killed before it had a configuration, or ended by a mistake before anything was trained."
+    cfg = preset('demo', people=5, test_people=3, epochs=1, batch=16, milestones=())
+    with pytest.raises(FileNotFoundError): run_experiment(replace(cfg, weights=str(tmp_path/'none.pth')), tmp_path/'run', ('Base',))
+    if left!='config.json':
+        for p in (tmp_path/'run').iterdir(): p.unlink()
+        (tmp_path/'run'/left).write_text('{')
+    run_experiment(cfg, tmp_path/'run', ('Upper',))
+    assert (tmp_path/'run'/'results.json').is_file() and not list((tmp_path/'run').glob('.*'))
+    with pytest.raises(FileExistsError): run_experiment(cfg, tmp_path/'run', ('Upper',))

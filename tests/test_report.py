@@ -103,7 +103,7 @@ def test_every_decision_is_there_with_its_reason_in_order(page):
 
 def test_claims_are_counted(page):
     verdicts = re.findall(r'(holds|failed) (?:w/o U|w/ U|An unprotected AGW)', page.text)
-    assert len(verdicts)==16 and f"claims that hold {verdicts.count('holds')} of 16" in page.text
+    assert len(verdicts)==19 and f"claims that hold {verdicts.count('holds')} of 19" in page.text
 
 def test_charts_show_what_there_is(page):
     labels = [a['aria-label'] for a in page.all('svg')]
@@ -145,6 +145,14 @@ def test_a_claim_needs_more_than_a_draw(tmp_path):
     assert verdict(private)
     run.results['arms']['w/ U']['protected']['psnr'] = 21.
     assert not verdict(private)
+    assert verdict('w/ U: recovered images are recognisable') and not verdict('w/ U: recovered images exceed 25 dB')
+    run.results['arms']['w/ U']['recovered'] = run.results['arms']['w/ U']['protected']           # a key that opens nothing
+    assert not verdict('w/ U: recovered images are recognisable')
+    small = 'w/ U loses at most 5 points of raw-raw rank-1 against Upper'
+    run.results['arms']['Upper']['settings']['raw-raw']['rank1'] = run.results['arms']['w/ U']['settings']['raw-raw']['rank1']+.049
+    assert verdict(small)
+    run.results['arms']['Upper']['settings']['raw-raw']['rank1'] += .002
+    assert not verdict(small)
 
 def test_pictures_come_back_pixel_by_pixel(tmp_path):
     x = torch.randint(256, (3, 3, 8, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

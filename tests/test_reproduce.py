@@ -13,9 +13,9 @@ from torch import nn
 from privreid.cli import main
 from privreid.data import Split, SyntheticPedestrians, to_float, to_uint8
 from privreid.evaluation import psnr
-from privreid.experiments import Arm, Experiment, load_run, write_json
+from privreid.experiments import Arm, Experiment, load_run, refuse_changes, write_json
 from privreid.joint import preset
-from privreid.reproduce import FIGURES, NEEDS, TABLES, Job, duration, figure8, known_times, plan, state, timetable
+from privreid.reproduce import FIGURES, NEEDS, TABLES, Job, Study, Trained, duration, expected_times, figure8, known_times, plan, state, table2, timetable, train_images
 from privreid.tables import KEYS, PAPER_DATA, SAVED, as_printed, latex, paper, published, saved_recovery, side_by_side, through_file, write_table
 from privreid.verification import GROUPS, best_threshold, count_pairs, draw_key, read_answers, sample_pairs, score_answers, wilson, write_sheets
 
@@ -54,22 +54,35 @@ def test_upper_is_one_job_whatever_the_desensitizer():
     assert one==other and one.arms==('Upper',)
 
 def finished(out, job, seconds):
-    write_json(asdict(job.cfg)|dict(run={}), out/'runs'/job.name/'config.json')
+    write_json(asdict(job.cfg)|dict(run=dict(arms=list(job.arms))), out/'runs'/job.name/'config.json')
     write_json(dict(arms={a: dict(seconds=s) for a,s in zip(job.arms, seconds)}), out/'runs'/job.name/'results.json')
 
 def test_times_come_from_finished_runs_with_the_same_setup_only(tmp_path):
     cfg = preset('demo')
     jobs = plan(cfg, (5,), dict(synthetic=''), ('blur', 'noise'), (0, 1))
-    assert timetable(jobs, tmp_path).seconds.isna().all() and set(timetable(jobs, tmp_path).state)=={'to do'}
+    assert timetable(jobs, tmp_path, {}).seconds.isna().all() and set(timetable(jobs, tmp_path, {}).state)=={'to do'}
     finished(tmp_path, jobs[0], [10.]); finished(tmp_path, jobs[3], [30.])           # Upper with two seeds
     finished(tmp_path, jobs[1], [100., 40., 7.])
     other = plan(replace(cfg, epochs=99), (5,), dict(synthetic=''), ('blur',), (7,))
     finished(tmp_path, other[0], [5000.])                                            # another set-up in the same folder
-    table = timetable(jobs, tmp_path).set_index('run')
-    assert known_times(cfg, tmp_path)=={('synthetic', 'Upper'): 20., ('synthetic', 'Base'): 100., ('synthetic', 'w/o U'): 40., ('synthetic', 'w/ U'): 7.}
+    known = known_times(cfg, tmp_path)
+    table = timetable(jobs, tmp_path, known).set_index('run')
+    assert known=={('synthetic', 'Upper'): 20., ('synthetic', 'Base'): 100., ('synthetic', 'w/o U'): 40., ('synthetic', 'w/ U'): 7.}
     assert table.seconds[jobs[4].name]==147
-    assert np.isnan(timetable([replace(jobs[4], cfg=replace(cfg, data='market1501'))], tmp_path).seconds[0])
+    assert np.isnan(timetable([replace(jobs[4], cfg=replace(cfg, data='market1501'))], tmp_path, known).seconds[0])
     assert table.state.tolist()==['finished', 'finished', 'to do', 'finished', 'to do', 'to do']
+    write_json({}, tmp_path/'runs'/jobs[4].name/'base'/'arm.json')                   # one arm of an unfinished run
+    assert timetable(jobs, tmp_path, known).seconds[4]==47
+    assert expected_times(jobs, tmp_path)==known                                     # nothing is missing
+
+def test_times_that_nobody_knows_are_measured(tmp_path):
+    cfg = preset('demo', people=10, epochs=3, batch=16, ngf=4, ndf=4)
+    jobs = plan(cfg, (5,), dict(synthetic=''), ('blur', 'noise'), (0,))
+    times = expected_times(jobs, tmp_path)
+    assert set(times)=={('synthetic', a) for a in ('Upper', 'Base', 'w/o U', 'w/ U')} and all(0<t<600 for t in times.values())
+    assert train_images(cfg)==96 and len(SyntheticPedestrians(train_ids=10, size=(32,16)).load().train)==96
+    finished(tmp_path, jobs[0], [1000.])
+    assert expected_times(jobs, tmp_path)['synthetic', 'Upper']==1000                # what was seen counts more
 
 def test_a_run_with_another_setup_is_refused(tmp_path, one_line):
     job = plan(preset('demo'), (5,), dict(synthetic=''), ('blur',), (0,))[1]
@@ -77,6 +90,7 @@ def test_a_run_with_another_setup_is_refused(tmp_path, one_line):
     (tmp_path/'runs'/job.name/'results.json').unlink()
     assert state(job, tmp_path)=='interrupted'
     assert state(Job(replace(job.cfg, root='moved'), job.arms), tmp_path)=='interrupted'
+    refuse_changes(tmp_path/'runs'/job.name, asdict(replace(job.cfg, root='moved')))      # and so it can go on
     with pytest.raises(ValueError) as e: state(Job(replace(job.cfg, epochs=3, ngf=5), job.arms), tmp_path)
     one_line(e.value, f'epochs {job.cfg.epochs}, not 3', f'ngf {job.cfg.ngf}, not 5', job.name)
 
@@ -157,8 +171,10 @@ def test_three_formats_hold_the_same_numbers(tmp_path):
     md_rows = [[c.strip() for c in line.strip('|').split('|')] for line in md.read_text().splitlines() if line.startswith('|')]
     tex_rows = [[c.strip() for c in line.removesuffix(r'\\').split('&')] for line in tex.read_text().splitlines() if line.endswith(r'\\')]
     head,body = md_rows[0], md_rows[2:]
-    assert len(body)==len(tex_rows)-1==len(tidy)/2 and all(len(r)==len(head) for r in md_rows+tex_rows)
-    for r,t in zip(body, tex_rows[1:]):
+    tex_body = [r for r in tex_rows if r[0]!='data']
+    assert len(tex_rows)-len(tex_body)==2                                    # a table for each data set, with its head
+    assert len(body)==len(tex_body)==len(tidy)/2 and all(len(r)==len(head) for r in md_rows+tex_rows)
+    for r,t in zip(body, tex_body, strict=True):
         assert r[:4]==[c.replace('--', '–') for c in t[:4]]
         for column,title in (('rank1', 'rank-1, %'), ('mAP', 'mAP, %')):
             want = tidy[(tidy[['data', 'desensitizer', 'arm', 'setting']]==r[:4]).all(axis=1)&(tidy.metric==column)].iloc[0]
@@ -168,7 +184,8 @@ def test_three_formats_hold_the_same_numbers(tmp_path):
 def test_latex_escapes_and_is_booktabs():
     text = latex(pd.DataFrame({'a_b, %': ['1 & 2', '–']}), '50 % # $')
     assert r'a\_b, \%' in text and r'1 \& 2' in text and r'\caption{50 \% \# \$}' in text
-    assert [text.count(w) for w in (r'\toprule', r'\midrule', r'\bottomrule')]==[1, 1, 1]
+    assert [text.count(w) for w in (r'\toprule', r'\midrule', r'\bottomrule', r'\end{table}')]==[2, 2, 2, 2]      # a table for each data set
+    assert all(part.count('{')==part.count('}') for part in text.split(r'\end{table}'))
 
 # --- human verification
 
@@ -235,6 +252,15 @@ def test_scores_count_what_was_answered(tmp_path, one_line):
     with pytest.raises(ValueError) as e: read_answers(tmp_path)
     one_line(e.value, 'sheet-01.csv', 'line 3', 'maybe')
 
+@pytest.mark.parametrize('text, named', [('', 'not a sheet'), ('group,pair,answer\n\n1,x,same\n', "line 3: the pair 'x'"), ('group,pair,answer\n,2,same\n', "line 2: the group ''"),
+                                         ('group,pair,answer\n2,1,same\n', 'pair 1 of group 2 is answered twice (sheet-01.csv, sheet-02.csv)')])
+def test_sheets_that_cannot_count(tmp_path, one_line, text, named):
+    (tmp_path/'sheet-01.csv').write_text('group,pair,rater,answer\n1,1,1,same\n,,,\n\n2,1,1,different\n')
+    assert read_answers(tmp_path).values.tolist()==[[1, 1, 'same'], [2, 1, 'different']]     # empty rows are a spreadsheet's habit
+    (tmp_path/'sheet-02.csv').write_text(text)
+    with pytest.raises(ValueError) as e: read_answers(tmp_path)
+    one_line(e.value, tmp_path, named)
+
 @given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=25))
 def test_best_threshold_is_best(told):
     distance,same = torch.tensor([float(d) for d,_ in told]), torch.tensor([s for _,s in told])
@@ -276,7 +302,7 @@ def test_all_tables_and_figures_are_there(made):
     out,said = made
     assert {p.name for p in (out/'tables').iterdir()}=={f'table{n}.{k}' for n in TABLES for k in ('csv', 'md', 'tex')}
     assert {p.name for p in (out/'figures').iterdir()}=={f'figure{n}-synthetic.{k}' for n in (6, 7, 8, 10) for k in ('png', 'svg')}
-    assert 'unknown' in said and all(str(p) in said for p in [*(out/'tables').iterdir(), *(out/'figures').iterdir()])
+    assert 'about ' in said and all(str(p) in said for p in [*(out/'tables').iterdir(), *(out/'figures').iterdir()])
     for p in (out/'figures').glob('*.png'): assert Image.open(p).size[0]>500
     assert 'licence' not in said
 
@@ -314,6 +340,15 @@ def test_sheets_are_written_and_answers_go_into_the_table(made, reproduce):
     two = pd.read_csv(out/'tables'/'table2.csv').query("metric=='human'")
     assert two.obtained.tolist()==[100.]*5 and np.allclose(two.low, 100*wilson(4, 4)[0])
 
+def test_answers_belong_to_the_seed_that_was_shown(made):
+    "Another first seed is another study, and the interval counts the answers of one seed only: seeds share pairs."
+    out,_ = made
+    assert [p.name for p in (out/'verification').iterdir()]==['synthetic-blur-seed0-4-pairs-2-raters']
+    job = plan(load_run(out/'runs'/'synthetic-seed0-blur')[0], (2,), dict(synthetic=''), ('blur',), (0,))[1]
+    study = Study(next((out/'verification').iterdir()), 0, 4, 2)
+    assert [m['machine']['n'] for _,m in table2(Trained(job, out), study)]==[4]*4
+    assert [m['machine']['n'] for _,m in table2(Trained(job, out), replace(study, seed=1))]==[0]*4
+
 def test_again_trains_nothing_and_measures_nothing(made, reproduce):
     out,_ = made
     before = {p: p.stat().st_mtime_ns for p in (out/'runs').rglob('*')}
@@ -349,7 +384,7 @@ def test_an_arm_that_a_later_table_needs_is_trained_beside_the_others(made, repr
 def test_dry_run_trains_nothing(tmp_path, reproduce, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code,said,_ = reproduce('--preset', 'demo', '--seeds', 0, 1, '--dry-run')
-    assert code==0 and 'synthetic-seed1-noise' in said and '8 to train (time unknown for 8' in said
+    assert code==0 and 'synthetic-seed1-noise' in said and '8 to train (about ' in said and 'unknown' not in said
     assert not list(tmp_path.iterdir())
 
 def test_figure9_without_scikit_learn(tmp_path, reproduce, monkeypatch, one_line):
@@ -358,7 +393,7 @@ def test_figure9_without_scikit_learn(tmp_path, reproduce, monkeypatch, one_line
     one_line(said.strip(), 'scikit-learn', 'privreid[figures]')
     assert code==2 and not (tmp_path/'out').exists()
 
-@pytest.mark.parametrize('words, named', [(['--table', '6'], "table '6'"), (['--table', 'x'], "table 'x'"), (['--figure', '5'], "figure '5'"), (['--desensitizer', 'fog'], "'fog'"), (['--pairs', '3'], '3 pairs'), (['--raters', '0'], '0 raters'),
+@pytest.mark.parametrize('words, named', [(['--table', '6'], "table '6'"), (['--table', 'x'], "table 'x'"), (['--figure', '5'], "figure '5'"), (['--desensitizer', 'fog'], "'fog'"), (['--pairs', '3'], '3 pairs'), (['--table', '2', '--pairs', '100'], '1300 pairs'), (['--raters', '0'], '0 raters'),
                                           (['--data', 'market1501=/no/folder'], '/no/folder'), (['--data', 'nowhere'], 'nowhere'), (['--data', 'market1501'], 'root'), (['--preset', 'dem'], "'dem'"), (['--batch', '30'], 'batch 30')])
 def test_a_mistake_costs_one_line_before_anything_is_trained(tmp_path, reproduce, one_line, words, named):
     code,_,said = reproduce('--out', tmp_path/'out', *TINY, *words)

@@ -228,12 +228,14 @@ def test_one_bad_term_is_named(street, monkeypatch):
     monkeypatch.setattr(JointTraining, 'losses_G', lambda self, *a: losses_G(self, *a)|(dict(l1_rec=torch.tensor(float('inf'))) if next(count)==2 else {}))
     with pytest.raises(FloatingPointError, match='Epoch 1, batch 3 of .*the loss l1_rec is inf'): make(street).fit()
 
-def test_weights_that_are_not_finite_are_not_kept(street, tmp_path, one_line):
+@pytest.mark.parametrize('every, kept', [(1, ['epoch-00001.safetensors']), (5, [])])
+def test_weights_that_are_not_finite_are_not_kept(street, tmp_path, one_line, every, kept):
+    "Neither as a checkpoint nor, after the last epoch, as the result."
     n = len(make(street).sampler.epoch(2))
-    trainer = make(street, Poison(n), checkpoint := Checkpoint(tmp_path))       # no loss sees them any more
+    trainer = make(street, Poison(n), checkpoint := Checkpoint(tmp_path, every))       # no loss sees them any more
     with pytest.raises(FloatingPointError) as e: trainer.fit()
     one_line(e.value, 'Epoch 2', 'nets.G_Y')
-    assert [p.name for p in checkpoint.paths()]==['epoch-00001.safetensors']
+    assert [p.name for p in checkpoint.paths()]==kept
 
 def test_runaway_training_ends_with_exit_code_2(tmp_path, one_line):
     log = tmp_path/'log'
