@@ -4,6 +4,7 @@ import pytest, torch
 from accelerate import Accelerator
 from privreid.data import SyntheticPedestrians, to_float
 from privreid.desensitize import Blur, GaussianNoise
+from privreid import joint as module
 from privreid.joint import Config, JointTraining, ReidTraining, Supervision, Trainer, lr_factor, preset
 
 TINY = dict(ngf=4, ndf=4, batch=8, epochs=2, milestones=(), people=10, test_people=4)
@@ -65,10 +66,14 @@ def test_seed_reaches_the_weights():
     a,b,c = (joint(seed=s).nets['G_X'].body[0].weight for s in (0, 0, 1))
     assert torch.equal(a, b) and not torch.equal(a, c)
 
-def test_bf16_runs_and_stays_finite(street):
-    training = JointTraining(preset('demo', **TINY), 8, Accelerator(cpu=True))
-    training.accelerator = type('A', (), dict(autocast=lambda self: torch.autocast('cpu', torch.bfloat16), num_processes=1, device=torch.device('cpu'), process_index=0, is_main_process=True))()
+def test_bf16_is_computed_with_and_stays_finite(street, monkeypatch):
+    "The precision of the configuration counts, whatever the Accelerator was told."
+    monkeypatch.setattr(module, 'bf16_in_hardware', lambda: True)
+    training,kinds = joint(precision='bf16'), set()
+    training.nets['G_X'].register_forward_hook(lambda net, x, y: kinds.add(y.dtype))
+    training.nets['reid'].backbone.register_forward_hook(lambda net, x, y: kinds.add(y.dtype))
     history = Trainer(training, street.train, Supervision(Blur())).fit().history
+    assert kinds=={torch.bfloat16}
     assert all(v==v and abs(v)<1e4 for row in history for v in row.values() if isinstance(v, float))
 
 def test_schedule_of_the_paper():

@@ -1,5 +1,5 @@
 "What is promised about speed: the same mathematics as a plain step, no work for nothing, quick to import, a cost model that counts right."
-import copy, re, subprocess, sys
+import copy, re, subprocess, sys, warnings
 from pathlib import Path
 import pytest, torch
 from accelerate import Accelerator
@@ -125,15 +125,27 @@ print(alone, time.process_time()-start)'''))
 
 # --- what the machine can do
 
-def test_bf16_on_a_cpu_without_it_is_warned_about(monkeypatch, one_line):
-    cpu = Accelerator(cpu=True)
+@pytest.mark.parametrize('wanted, hardware, computed', [('fp16', True, 'no'), ('fp16', False, 'no'), ('bf16', False, 'no'), ('bf16', True, 'bf16'), ('no', False, 'no')])
+def test_a_cpu_computes_in_what_it_has(wanted, hardware, computed, batch, monkeypatch, one_line):
+    "And says so, once, where that is not what was asked for."
+    monkeypatch.setattr(module, 'bf16_in_hardware', lambda: hardware)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        training = joint(precision=wanted)
+    said = [str(w.message) for w in told if 'precision' in str(w.message)]
+    assert len(said)==(computed!=wanted)
+    if said: one_line(said[0], wanted, 'float32', 'GPU' if wanted=='fp16' else 'AMX')
+    assert training.precision==computed and training.cfg.precision==wanted and not training.scaler.is_enabled()
+    training.nets.train()
+    kinds = set()
+    training.nets['G_X'].register_forward_hook(lambda net, x, y: kinds.add(y.dtype))
+    training.step(*batch)
+    assert kinds=={module.HALF.get(computed, torch.float32)}
+
+def test_a_gpu_is_believed(monkeypatch, recwarn):
     monkeypatch.setattr(module, 'bf16_in_hardware', lambda: False)
-    with pytest.warns(UserWarning) as told: module.check_machine(preset('demo', precision='bf16'), cpu)
-    one_line(told[0].message, 'bf16', 'AMX')
-    assert len(told)==1
-    monkeypatch.setattr(module, 'bf16_in_hardware', lambda: True)
-    module.check_machine(preset('demo', precision='bf16'), cpu)
-    assert len(told)==1
+    for wanted in ('no', 'bf16', 'fp16'): assert module.precision_on(torch.device('cuda'), wanted)==wanted
+    assert not recwarn
 
 def test_bf16_is_read_from_cpuinfo(tmp_path):
     for flags,has in (('avx2 avx512f', False), ('avx512f avx512_bf16', True), ('amx_tile amx_bf16', True)):
