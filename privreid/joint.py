@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'HALF', 'Config', 'preset', 'check', 'lr_factor', 'Supervision', 'bf16_in_hardware', 'precision_on',
            'share_cpus', 'check_machine', 'Training', 'average', 'gather', 'ReidTraining', 'JointTraining', 'frozen',
-           'Callback', 'seed_of', 'Trainer', 'freeze_bn', 'check_finite', 'Progress']
+           'Callback', 'seed_of', 'home', 'Trainer', 'freeze_bn', 'check_finite', 'Progress']
 
 # %% ../nbs/04_joint.ipynb #b5241e1f
 import os, shutil, time, warnings
@@ -303,7 +303,15 @@ def seed_of(*key:int)->int:
     "One integer seed out of several numbers."
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
-# %% ../nbs/04_joint.ipynb #e66bc634
+# %% ../nbs/04_joint.ipynb #ffedafec
+def home(
+    images:Tensor,
+    device:torch.device, # that trains
+    share:float=1/3,     # of its free memory
+)->torch.device:
+    "Where the images wait for their turn: on the device, or in RAM where they would take more than their share of it."
+    return torch.device('cpu') if device.type=='cuda' and images.nbytes>share*torch.cuda.mem_get_info(device)[0] else device
+
 class Trainer:
     "Runs a `Training` over a split, epoch by epoch."
     def __init__(self,
@@ -314,7 +322,7 @@ class Trainer:
     ):
         self.training,self.supervision,self.callbacks = training, supervision, list(callbacks)
         self.cfg,self.accelerator = training.cfg, training.accelerator
-        self.images,self.labels = train.images.to(self.device), train.labels().to(self.device)
+        self.images,self.labels = train.images.to(home(train.images, self.device)), train.labels().to(self.device)
         self.sampler = PKSampler(train.pids, self.cfg.batch//self.cfg.per_identity, self.cfg.per_identity, self.cfg.seed)
         if self.sampler.p%self.accelerator.num_processes: raise ValueError(f'{self.sampler.p} identities in a batch cannot be shared by {self.accelerator.num_processes} processes: change batch or the number of processes.')
         self.epoch,self.history,self.started = 0, [], time.time()
@@ -348,7 +356,7 @@ def freeze_bn(nets:nn.ModuleDict):
         for m in nets[name].modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
 
-# %% ../nbs/04_joint.ipynb #99378f77
+# %% ../nbs/04_joint.ipynb #918edca1
 @patch
 def batches(self:Trainer, epoch:int):
     "Yield (x, y, labels) for this process: raw and supervision images with the same augmentation."
@@ -358,9 +366,9 @@ def batches(self:Trainer, epoch:int):
     for index in self.sampler.epoch(epoch):
         dice = draw_augmentation(len(index), *self.cfg.size, generator=dice_generator)
         mine = slice(rank*len(index)//n, (rank+1)*len(index)//n)
-        index = index[mine].to(self.device, non_blocking=True)   # a GPU's queue is not waited for
-        x = to_float(self.images[index])
-        yield *augment({k: v[mine] for k,v in dice.items()}, x, self.supervision(x)), self.labels[index]
+        def pick(t): return t[index[mine].to(t.device, non_blocking=True)].to(self.device, non_blocking=True)   # a GPU's queue is not waited for
+        x = to_float(pick(self.images))
+        yield *augment({k: v[mine] for k,v in dice.items()}, x, self.supervision(x)), pick(self.labels)
 
 @patch
 def train_epoch(self:Trainer)->dict: # mean of each loss

@@ -1,5 +1,6 @@
 "Which loss reaches which network, determinism, and two processes. (The step against one written out by hand: test_speed.py.)"
 import json, os, socket, subprocess, sys
+from types import SimpleNamespace
 import pytest, torch
 from accelerate import Accelerator
 from privreid.data import SyntheticPedestrians, to_float
@@ -75,6 +76,23 @@ def test_bf16_is_computed_with_and_stays_finite(street, monkeypatch):
     history = Trainer(training, street.train, Supervision(Blur())).fit().history
     assert kinds=={torch.bfloat16}
     assert all(v==v and abs(v)<1e4 for row in history for v in row.values() if isinstance(v, float))
+
+def test_images_wait_where_there_is_room(monkeypatch):
+    images,free = torch.zeros(10, 3, 64, 32, dtype=torch.uint8), []
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (free[0], 10**12))
+    def where(bytes_free, device='cuda'): free[:] = [bytes_free]; return module.home(images, torch.device(device)).type
+    assert (where(3*images.nbytes-1), where(3*images.nbytes))==('cpu', 'cuda')
+    assert where(0, 'cpu')=='cpu' and where(0, 'meta')=='meta'
+
+def test_batches_travel_from_ram_to_the_device(street):
+    "To PyTorch's device without memory, in place of a GPU."
+    trainer = Trainer(joint(), street.train, Supervision(Blur()))
+    want = [x.shape for x,_,_ in trainer.batches(1)]
+    trainer.accelerator = SimpleNamespace(device=torch.device('meta'), process_index=0, num_processes=1)
+    trainer.labels,trainer.supervision.desensitize = trainer.labels.to('meta'), torch.nn.Identity()
+    got = list(trainer.batches(1))
+    assert trainer.images.device.type=='cpu' and {t.device.type for b in got for t in b}=={'meta'}
+    assert [x.shape for x,_,_ in got]==[y.shape for _,y,_ in got]==want
 
 def test_schedule_of_the_paper():
     rates = [lr_factor(e, Config()) for e in range(120)]
