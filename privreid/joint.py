@@ -25,7 +25,7 @@ from .data import PKSampler, Split, augment, draw_augmentation, to_float
 from .desensitize import desensitizer
 from .pix2pix import PatchGAN, UNetGenerator, discriminator_loss, gan_loss, unet_depth
 
-# %% ../nbs/04_joint.ipynb #50ae18cf
+# %% ../nbs/04_joint.ipynb #e4a916cc
 @dataclass(frozen=True)
 class Config:
     "The set-up of a training; defaults are the paper's (section 4.2) or, where it is silent, its authors'."
@@ -59,7 +59,7 @@ class Config:
     checkpoint_every:int=5      # epochs between checkpoints, from which an interrupted run goes on
     seed:int=0                  # fixes data, noise, weights and batches
     precision:str='no'          # mixed precision: no, bf16 or fp16
-    compile:bool=False          # translate the networks with torch.compile: minutes of waiting, then faster steps
+    compile:bool=False          # translate the networks with torch.compile: minutes of waiting, then faster steps, though not on every CPU
 
     @property
     def size(self)->tuple[int,int]: return self.height, self.width
