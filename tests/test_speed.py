@@ -39,7 +39,7 @@ def test_fast_step_equals_plain_step(batch, backend, monkeypatch):
     monkeypatch.setattr(torch, 'compile', lambda net, **options: compile(net, backend=backend, **options))
     training = joint(compile=bool(backend)); training.nets.train()
     plain = PlainStep({k: copy.deepcopy(n).to(memory_format=torch.contiguous_format) for k,n in training.nets.items()}, training.cfg)
-    start = {k: v.clone() for k,v in training.nets.named_parameters()}
+    start,before = {k: v.clone() for k,v in training.nets.named_parameters()}, {k: [b.clone() for b in n.buffers()] for k,n in training.nets.items()}
     want,got = recorded(plain.optimizers), recorded(training.optimizers)
     a,b = plain(*batch), training.step(*batch)
     assert a.keys()==b.keys()
@@ -56,6 +56,9 @@ def test_fast_step_equals_plain_step(batch, backend, monkeypatch):
             sure = drive>1e-2*drive.max()
             moved = (p-was)[sure].abs()
             assert ((p-now)[sure].abs()<1e-2*moved.max()).all() and (moved>0).all(), f'{name}.{k}'
+        for (k,b),was in zip(net.named_buffers(), before[name], strict=True):     # BatchNorm's statistics, and how often they were updated
+            torch.testing.assert_close(training.nets[name].get_buffer(k), b, rtol=1e-4, atol=1e-5, msg=lambda m: f'{name}.{k}: {m}')
+            assert k in ('mean', 'std') or not torch.equal(b, was), f'{name}.{k}'   # AGW's own, of ImageNet, are constants
 
 def test_raw_and_protected_batches_have_statistics_of_their_own(batch):
     "Two BatchNorm updates a step, not one of both batches together."
@@ -113,15 +116,15 @@ with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
 print('torch' in sys.modules or 'accelerate' in sys.modules, time.process_time())''')
     assert loaded=='False' and float(seconds)<1
 
-def test_import_costs_little_beyond_torch():
-    alone,rest = map(float, python('''
-import time, torch, torchvision, accelerate, safetensors.torch, numpy, PIL.Image, tqdm.auto, fastcore.basics
-start = time.process_time()
-import privreid
-alone = time.process_time()-start
-import privreid.checkpoint, privreid.evaluation, privreid.joint, privreid.upgradation
-print(alone, time.process_time()-start)'''))
-    assert alone<.05 and rest<.2
+def seconds_to_import(what, loaded):
+    "Processor time, with `loaded` in memory already."
+    return float(*python('import sys, time\nexec(sys.argv[2])\nstart = time.process_time()\nexec(sys.argv[1])\nprint(time.process_time()-start)', f'import {what}', f'import {loaded}'))
+
+def test_import_costs_little():
+    "Beyond torch, which a training needs anyway; and the modules beyond the libraries that they use."
+    assert seconds_to_import('privreid', loaded='torch')<.05
+    modules = 'privreid.checkpoint, privreid.evaluation, privreid.joint, privreid.upgradation'
+    assert seconds_to_import(modules, loaded='torch, torchvision, accelerate, safetensors.torch, numpy, PIL.Image, tqdm.auto, fastcore.basics')<.2
 
 # --- what the machine can do
 
