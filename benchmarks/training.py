@@ -4,7 +4,7 @@
     python benchmarks/training.py --device cuda                     # one GPU: the paper's size, 256 x 128, ResNet-50, batch 64
     python benchmarks/training.py --device cuda --apart --steps 5   # a small GPU: one version in memory at a time
     python benchmarks/training.py --compile                         # on a CPU too (minutes of compiling, kept for the next time)
-    python benchmarks/training.py --epoch --preset demo             # data, progress bar, checkpoint and validation beside the step
+    python benchmarks/training.py --epoch --preset demo             # data, progress bar, log, checkpoint and validation beside the step
 
 `PlainStep` is what one would write first: float32, channels-first, eager. Each lever is put on it alone; `privreid` pulls all of them. tests/test_speed.py holds the two to the same losses and gradients.
 Prints a table and appends it to benchmarks/RESULTS.md. Versions run in turn in one process, and the median of the rounds counts.
@@ -13,6 +13,7 @@ import argparse, statistics, subprocess, tempfile, threading, time
 from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -23,6 +24,7 @@ from privreid.checkpoint import Checkpoint
 from privreid.data import SyntheticPedestrians
 from privreid.desensitize import desensitizer
 from privreid.evaluation import Validate
+from privreid.experiments import Log
 from privreid.joint import HALF, Config, JointTraining, Progress, Supervision, Trainer, bf16_in_hardware, preset
 
 CPU = Config(data='synthetic', height=128, width=64, backbone='resnet18', weights='', ngf=32, ndf=32, batch=16)
@@ -147,7 +149,7 @@ def epoch(cfg:Config, device:torch.device)->list[str]: # lines of the table
     clock = Clock(torch.cuda.synchronize if device.type=='cuda' else lambda: None)
     with tempfile.TemporaryDirectory() as folder:
         training = JointTraining(cfg, len(data.train.pids.unique()), Machine(device))
-        callbacks = dict(validation=Validate(data), progress=Progress(), checkpoint=Checkpoint(folder, cfg.checkpoint_every))
+        callbacks = dict(validation=Validate(data), progress=Progress(), log=Log(Path(folder)/'history.jsonl', 'w/o U', []), checkpoint=Checkpoint(folder, cfg.checkpoint_every))
         trainer = Trainer(training, data.train, Supervision(desensitizer(cfg.desensitizer).to(device)), callbacks.values())
         trainer.nets.train(); training.step(*next(trainer.batches(0)))   # to warm up
         for name,c in callbacks.items():
@@ -162,7 +164,7 @@ def epoch(cfg:Config, device:torch.device)->list[str]: # lines of the table
         start = time.perf_counter(); trainer.fit(); clock.sync(); total = time.perf_counter()-start
         watch.done.set()
     step = clock.seconds['step']
-    rows = {k: clock.seconds[k] for k in ('step', 'data', 'progress', 'checkpoint', 'validation')}
+    rows = {k: clock.seconds[k] for k in ('step', 'data', 'progress', 'log', 'checkpoint', 'validation')}
     rows |= {'all else': total-sum(rows.values()), 'sum': total}
     busy = f' GPU utilisation {statistics.mean(watch.samples):.0f} %.' if watch.samples else ''
     return [f"{cfg.epochs} epochs of {clock.calls['step']//cfg.epochs} steps, {cfg.batch*clock.calls['step']/total:,.1f} images/s over all, {len(data.val_query)+len(data.val_gallery)} images to validate on.{busy}", '',
