@@ -4,7 +4,7 @@
     python benchmarks/training.py --device cuda                     # one GPU: the paper's size, 256 x 128, ResNet-50, batch 64
     python benchmarks/training.py --device cuda --apart --steps 5   # a small GPU: one version in memory at a time
     python benchmarks/training.py --compile                         # on a CPU too (minutes of compiling, kept for the next time)
-    python benchmarks/training.py --epoch --preset demo             # data, progress bar, checkpoint and validation beside the step
+    python benchmarks/training.py --epoch --preset demo             # data, progress bar, log, checkpoint and validation beside the step
 
 `PlainStep` is what one would write first: float32, channels-first, eager. Each lever is put on it alone; `privreid` pulls all of them. tests/test_speed.py holds the two to the same losses and gradients.
 Prints a table and appends it to benchmarks/RESULTS.md. Versions run in turn in one process, and the median of the rounds counts.
@@ -13,6 +13,7 @@ import argparse, statistics, subprocess, tempfile, threading, time
 from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -23,17 +24,16 @@ from privreid.checkpoint import Checkpoint
 from privreid.data import SyntheticPedestrians
 from privreid.desensitize import desensitizer
 from privreid.evaluation import Validate
-from privreid.joint import Config, JointTraining, Progress, Supervision, Trainer, bf16_in_hardware, preset
+from privreid.experiments import Log
+from privreid.joint import HALF, Config, JointTraining, Progress, Supervision, Trainer, bf16_in_hardware, preset
 
 CPU = Config(data='synthetic', height=128, width=64, backbone='resnet18', weights='', ngf=32, ndf=32, batch=16)
 GPU = Config(data='synthetic', weights='')
-HALF = dict(no=None, bf16=torch.bfloat16, fp16=torch.float16)
 
 class Machine:
-    "What a training asks of Accelerate, without its global state: many trainings of several precisions fit into one process."
+    "What a training asks of Accelerate, without its global state: a CPU and a GPU fit into one process."
     num_processes,process_index,is_main_process = 1, 0, True
-    def __init__(self, device:torch.device, precision:str='no'): self.device,self.half = device, HALF[precision]
-    def autocast(self): return torch.autocast(self.device.type, self.half) if self.half else nullcontext()
+    def __init__(self, device:torch.device): self.device = device
 
 # --- the baseline: equations (1) to (8), one after the other
 
@@ -79,7 +79,7 @@ def versions(cfg:Config, identities:int, batch:tuple, half:str, compile:bool)->d
     "By name, a function that makes the step to be timed."
     device = batch[0].device
     def ours(cfg=cfg):
-        training = JointTraining(cfg, identities, Machine(device, cfg.precision))
+        training = JointTraining(cfg, identities, Machine(device))
         training.nets.train()
         return lambda: training.step(*batch)
     def plain(layout=torch.contiguous_format, precision='no', translate=False, **levers):
@@ -87,7 +87,7 @@ def versions(cfg:Config, identities:int, batch:tuple, half:str, compile:bool)->d
         step = PlainStep(dict(nets), cfg, **levers)
         if translate: step.nets = {k: n if k=='center' else torch.compile(n, dynamic=False) for k,n in nets.items()}
         def run():
-            with Machine(device, precision).autocast(): return step(*batch)
+            with torch.autocast(device.type, HALF[precision]) if precision!='no' else nullcontext(): return step(*batch)
         return run
     def read(make): return lambda: (lambda step: lambda: [v.item() for v in step().values()])(make())
     rows = {'plain: float32, channels-first, eager': plain, 'plain + channels_last': lambda: plain(torch.channels_last), 'plain + fused optimisers': lambda: plain(fused=True),
@@ -148,8 +148,8 @@ def epoch(cfg:Config, device:torch.device)->list[str]: # lines of the table
     data = SyntheticPedestrians(train_ids=cfg.people, test_ids=cfg.test_people, size=cfg.size, seed=cfg.seed).load()
     clock = Clock(torch.cuda.synchronize if device.type=='cuda' else lambda: None)
     with tempfile.TemporaryDirectory() as folder:
-        training = JointTraining(cfg, len(data.train.pids.unique()), Machine(device, cfg.precision))
-        callbacks = dict(validation=Validate(data), progress=Progress(), checkpoint=Checkpoint(folder, cfg.checkpoint_every))
+        training = JointTraining(cfg, len(data.train.pids.unique()), Machine(device))
+        callbacks = dict(validation=Validate(data), progress=Progress(), log=Log(Path(folder)/'history.jsonl', 'w/o U', []), checkpoint=Checkpoint(folder, cfg.checkpoint_every))
         trainer = Trainer(training, data.train, Supervision(desensitizer(cfg.desensitizer).to(device)), callbacks.values())
         trainer.nets.train(); training.step(*next(trainer.batches(0)))   # to warm up
         for name,c in callbacks.items():
@@ -164,7 +164,7 @@ def epoch(cfg:Config, device:torch.device)->list[str]: # lines of the table
         start = time.perf_counter(); trainer.fit(); clock.sync(); total = time.perf_counter()-start
         watch.done.set()
     step = clock.seconds['step']
-    rows = {k: clock.seconds[k] for k in ('step', 'data', 'progress', 'checkpoint', 'validation')}
+    rows = {k: clock.seconds[k] for k in ('step', 'data', 'progress', 'log', 'checkpoint', 'validation')}
     rows |= {'all else': total-sum(rows.values()), 'sum': total}
     busy = f' GPU utilisation {statistics.mean(watch.samples):.0f} %.' if watch.samples else ''
     return [f"{cfg.epochs} epochs of {clock.calls['step']//cfg.epochs} steps, {cfg.batch*clock.calls['step']/total:,.1f} images/s over all, {len(data.val_query)+len(data.val_gallery)} images to validate on.{busy}", '',
@@ -175,7 +175,7 @@ def main():
     p.add_argument('--device', default='cpu', help='cpu or cuda (default: %(default)s)')
     p.add_argument('--preset', help="sizes of a preset instead of the device's: demo, colab or paper")
     p.add_argument('--batch', type=int, help='images in a batch')
-    p.add_argument('--half', choices=HALF, help='precision to compare with float32 (default: bf16 where the hardware has it; fp16 on older GPUs)')
+    p.add_argument('--half', choices=('no', *HALF), help='precision to compare with float32 (default: bf16 where the hardware has it; fp16 on older GPUs)')
     p.add_argument('--compile', action=argparse.BooleanOptionalAction, help='compiled versions too (default: on a GPU only)')
     p.add_argument('--epoch', action='store_true', help='where the time of a whole training goes, instead of the step')
     p.add_argument('--apart', action='store_true', help='one version after the other, so that only one is in memory')

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'Split', 'to_float', 'to_uint8', 'ReidData', 'SyntheticPedestrians', 'show_pictures', 'split_validation',
-           'choose_queries', 'save_data', 'read_data', 'PKSampler', 'draw_augmentation', 'augment']
+           'choose_queries', 'save_data', 'read_data', 'PKSampler', 'draw_augmentation', 'grey', 'augment',
+           'augment_at_once']
 
 # %% ../nbs/00_data.ipynb #07a504f8
 import warnings
@@ -177,7 +178,7 @@ def load(self:SyntheticPedestrians)->ReidData:
     path = keep(f'synthetic-{fingerprint(self, PERSON, CAMERA, SHOT, DRAWING)}.safetensors', lambda tmp: save_data(self.draw(), tmp))
     return read_data(path) if path else self.draw()
 
-# %% ../nbs/00_data.ipynb #b2b2b1ae
+# %% ../nbs/00_data.ipynb #acd0f09b
 class PKSampler:
     "Batches of P identities x K images; the batches depend on `seed` and epoch only, so a resumed run sees what it would have seen."
     def __init__(self,
@@ -187,7 +188,7 @@ class PKSampler:
         seed:int=0,
     ):
         if not len(pids): raise ValueError('There are no images to make batches of: the training split is empty.')
-        self.groups = [(pids==i).nonzero()[:,0].numpy() for i in pids.unique()]
+        self.groups = [g.numpy() for g in pids.argsort(stable=True).split(pids.unique(return_counts=True)[1].tolist())]
         self.p,self.k,self.seed = min(p, len(self.groups)), k, seed
         alone = [int(pids[g[0]]) for g in self.groups if len(g)==1]
         if alone: warnings.warn(f'{len(alone)} identities have a single training image (first: {alone[0]}): it is repeated {k} times and shows no second view. Add images of them or leave them out.')
@@ -195,19 +196,21 @@ class PKSampler:
     def epoch(self, epoch:int)->list[Tensor]: # each (P*K,), K of one identity in a row
         "The batches of an epoch, as indices."
         rng = np.random.default_rng((self.seed, 6, epoch))
-        stacks = []
+        left = []   # of each person, groups of K
         for g in self.groups:
             g = rng.permutation(g)
             whole = g[:len(g)//self.k*self.k]                   # the last group is filled up with others' images, not its own
             fill = rng.choice(whole if len(whole) else g, -len(g)%self.k, replace=not len(whole))
-            stacks.append(list(np.concatenate([g, fill]).reshape(-1, self.k)))
+            left.append(list(np.concatenate([g, fill]).reshape(-1, self.k)))
         batches = []
-        while len(left := [s for s in stacks if s])>=self.p:
+        while len(left)>=self.p:
             chosen = rng.choice(len(left), self.p, replace=False)
             batches.append(torch.from_numpy(np.concatenate([left[i].pop() for i in chosen])))
+            for i in sorted(chosen, reverse=True):
+                if not left[i]: del left[i]
         return batches
 
-# %% ../nbs/00_data.ipynb #6e06a334
+# %% ../nbs/00_data.ipynb #45dcaeca
 def draw_augmentation(
     n:int, height:int, width:int,
     generator:torch.Generator=None, # on the CPU: the same dice for every device
@@ -227,20 +230,38 @@ def draw_augmentation(
     on = (rand(n)<erase).float()
     return dict(flip=rand(n)<flip, shift=(rand(n, 2)*(2*pad+1)).long()-pad, box=torch.stack([top, left, top+h*on, left+w*on], 1).long())
 
+def grey(like:Tensor)->Tensor: # (3,1,1)
+    "ImageNet's mean."
+    return (torch.tensor([.485, .456, .406])*2-1)[:,None,None].to(like, non_blocking=True)
+
 def augment(
     dice:dict[str,Tensor], # from `draw_augmentation`
     *images:Tensor,        # (B,3,H,W) in [-1,1]
 )->list[Tensor]:
     "Flip, shift (black comes in) and erase (to ImageNet's mean) each batch with the same dice."
+    if images[0].device.type!='cpu': return augment_at_once(dice, *images)
     def part(shift, n): return slice(max(0, shift), max(0, n+min(0, shift)))      # what stays inside n pixels
     h,w = images[0].shape[-2:]
-    throws,mean = list(zip(*(dice[k].tolist() for k in ('flip', 'shift', 'box')))), torch.tensor([.485, .456, .406])*2-1
+    throws = list(zip(*(dice[k].tolist() for k in ('flip', 'shift', 'box'))))
     outs = [torch.empty_like(im) for im in images]
     for im,out in zip(images, outs):
-        grey = mean[:,None,None].to(im)
+        mean = grey(im)
         for i,(flip,(dy,dx),(top,left,bottom,right)) in enumerate(throws):
             source = im[i].flip(-1) if flip else im[i]
             out[i] = -1
             out[i,:,part(-dy,h),part(-dx,w)] = source[:,part(dy,h),part(dx,w)]
-            out[i,:,top:bottom,left:right] = grey
+            out[i,:,top:bottom,left:right] = mean
     return outs
+
+def augment_at_once(dice:dict[str,Tensor], *images:Tensor)->list[Tensor]:
+    "The same in one gather: each pixel knows where it comes from."
+    n,_,h,w = images[0].shape
+    i,y,x = (torch.arange(m, device=images[0].device) for m in (n, h, w))
+    flip,shift,box = (dice[k].to(i.device, non_blocking=True) for k in ('flip', 'shift', 'box'))
+    top,left,bottom,right = box.T[:,:,None]              # (B,1) each
+    row,col = y+shift[:,:1], x+shift[:,1:]               # (B,H), (B,W)
+    def area(rows, cols): return (rows[:,:,None]&cols[:,None])[:,None]   # (B,1,H,W)
+    stays,erased = area((row>=0)&(row<h), (col>=0)&(col<w)), area((y>=top)&(y<bottom), (x>=left)&(x<right))
+    row,col = row.clamp(0, h-1), torch.where(flip[:,None], w-1-col, col).clamp(0, w-1)
+    def moved(im): return im[i[:,None,None],:,row[:,:,None],col[:,None]].movedim(-1, 1)
+    return [torch.where(erased, grey(im), torch.where(stays, moved(im), -1)) for im in images]

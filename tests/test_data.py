@@ -1,11 +1,11 @@
 "Data: the same pictures everywhere, splits and batches that keep their promises, messages of one line."
-import os, shutil, subprocess, sys, tempfile, warnings
+import os, shutil, subprocess, sys, tempfile, time, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 import privreid.data as D
-from privreid.data import PARTS, PKSampler, Split, SyntheticPedestrians, augment, choose_queries, draw_augmentation, read_data, save_data, split_validation
+from privreid.data import PARTS, PKSampler, Split, SyntheticPedestrians, augment, augment_at_once, choose_queries, draw_augmentation, read_data, save_data, split_validation
 from privreid.files import atomic, read_image
 
 SMALL = dict(train_ids=5, test_ids=2, distractors=3, cameras=2, per_camera=3, size=(64,32))
@@ -217,6 +217,31 @@ def test_every_image_is_seen_sooner_or_later(counts, p, k):
     seen = {i for e in range(150) for b in sampler.epoch(e) for i in b.tolist()}
     assert seen==set(range(len(pids)))
 
+def dealt_slowly(pids, p, k, seed, epoch):
+    "Identity after identity looked up in all images, and those with groups left looked up for each batch."
+    groups = [(pids==i).nonzero()[:,0].numpy() for i in pids.unique()]
+    p,rng,stacks,batches = min(p, len(groups)), np.random.default_rng((seed, 6, epoch)), [], []
+    for g in groups:
+        g = rng.permutation(g)
+        whole = g[:len(g)//k*k]
+        fill = rng.choice(whole if len(whole) else g, -len(g)%k, replace=not len(whole))
+        stacks.append(list(np.concatenate([g, fill]).reshape(-1, k)))
+    while len(left := [s for s in stacks if s])>=p: batches.append(np.concatenate([left[i].pop() for i in rng.choice(len(left), p, replace=False)]).tolist())
+    return batches
+
+@settings(max_examples=100)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 8), st.integers(1, 5), st.integers(0, 9), st.integers(0, 9))
+def test_batches_are_those_of_a_slow_dealer(counts, p, k, seed, epoch):
+    "Recorded runs depend on every draw."
+    pids,sampler = sampler_of(counts, p, k, seed)
+    assert [b.tolist() for b in sampler.epoch(epoch)]==dealt_slowly(pids, p, k, seed, epoch)
+
+def test_many_people_are_no_trouble():
+    "Processor time; looking through all images for each of them would take a minute."
+    start = time.process_time()
+    sampler = PKSampler(torch.arange(200_000)%100_000, 16, 2)
+    assert len(sampler.groups)==100_000 and sampler.groups[-1].tolist()==[99_999, 199_999] and time.process_time()-start<5
+
 def test_epochs_and_seeds_differ():
     def batches(seed, epoch): return str([b.tolist() for b in sampler_of([8]*6, 3, 4, seed)[1].epoch(epoch)])
     assert len({batches(s, e) for s in range(3) for e in range(4)})==12
@@ -262,13 +287,29 @@ def test_dice_stay_in_their_bounds(h, w, seed):
     again = draw_augmentation(64, h, w, torch.Generator().manual_seed(seed), erase=1.)
     assert all(torch.equal(dice[k], again[k]) for k in dice)
 
+@given(st.sampled_from([(64,32), (33,17)]), st.integers(0, 999), st.sampled_from([0, 10, 300]), st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+def test_a_gpus_way_gives_the_same_bits(size, seed, pad, dtype):
+    g = torch.Generator().manual_seed(seed)
+    x = (torch.rand(7, 3, *size, generator=g)*2-1).to(dtype)
+    dice = draw_augmentation(7, *size, g, pad=pad)
+    for a,b in zip(augment(dice, x, -x.float()), augment_at_once(dice, x, -x.float()), strict=True): assert a.dtype==b.dtype and torch.equal(a, b)
+
+def test_a_gpu_gathers():
+    "What runs does not grow with the batch. PyTorch's device without memory stands in for a GPU."
+    def operations(n, device):
+        dice,x = draw_augmentation(n, 32, 16), torch.zeros(n, 3, 32, 16, device=device)
+        with torch.profiler.profile() as seen: augment(dice, x, x)
+        return sum(e.name.startswith('aten::') for e in seen.events())
+    assert operations(4, 'meta')==operations(16, 'meta') and operations(4, 'cpu')<operations(16, 'cpu')
+
 def test_augmentation_keeps_the_dtype_and_sure_dice_are_sure():
     x = torch.rand(5, 3, 64, 32, dtype=torch.float64)*2-1
     xa,half = augment(draw_augmentation(5, 64, 32, flip=1., pad=0, erase=0.), x, x.bfloat16())
     assert torch.equal(xa, x.flip(-1)) and half.dtype==torch.bfloat16
     assert (draw_augmentation(50, 64, 32, flip=0.)['flip']==False).all()
 
-def test_augmentation_passes_gradients_to_the_pixels_that_stay():
+@pytest.mark.parametrize('augment', [augment, augment_at_once])
+def test_augmentation_passes_gradients_to_the_pixels_that_stay(augment):
     x = torch.rand(6, 3, 32, 16, requires_grad=True)
     dice = draw_augmentation(6, 32, 16, torch.Generator().manual_seed(1), pad=40)
     xa,_ = augment(dice, x, x.detach())

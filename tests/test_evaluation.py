@@ -1,5 +1,6 @@
 "Metrics against trusted libraries, and the protocol's corners."
 from dataclasses import astuple
+from types import SimpleNamespace
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -7,7 +8,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio as tm_psnr
 from torchmetrics.functional.retrieval import retrieval_average_precision
 from privreid.data import SyntheticPedestrians, to_float
 from privreid.desensitize import Blur, GaussianNoise
-from privreid.evaluation import apply, distances, evaluate_ranking, four_settings, image_quality, pooled_psnr, psnr, squared_norms, ssim
+from privreid.evaluation import SETTINGS, Validate, apply, distances, evaluate_ranking, four_settings, image_quality, pooled_psnr, psnr, squared_norms, ssim
 
 def pair(size, seed, scale):
     g = torch.Generator().manual_seed(seed)
@@ -148,6 +149,45 @@ def test_four_settings_are_four_searches():
         q,v = (reid((protect if side=='protected' else lambda x: x)(to_float(s.images))).double() for side,s in zip(k.split('-'), (street.query, street.gallery)))
         same(r, slow(torch.cdist(q, v, compute_mode='donot_use_mm_for_euclid_dist'), street.query.pids, street.gallery.pids, street.query.cams, street.gallery.cams))
     assert four_settings(reid, None, street.query, street.gallery)=={'raw-raw': got['raw-raw']}
+
+class Projection(torch.nn.Module):
+    "A Re-ID model that is quick, and counts the images that it sees."
+    def __init__(self): super().__init__(); self.weight,self.seen = torch.randn(96, 20, generator=torch.Generator().manual_seed(0)), 0
+    def forward(self, x):
+        self.seen += len(x)
+        return torch.nn.functional.adaptive_avg_pool2d(x, (8,4)).flatten(1)@self.weight
+
+@pytest.mark.parametrize('protect', [GaussianNoise(.05), Blur()], ids=['noise', 'blur'])
+def test_fewer_settings_are_cheaper_and_the_same(protect):
+    "Noise, too: the gallery's must not depend on whether the protected queries were wanted."
+    street = SyntheticPedestrians(train_ids=4, test_ids=16, distractors=2, size=(32,16)).load()
+    def found(*settings):
+        reid = Projection()
+        return four_settings(reid, protect, street.query, street.gallery, settings=settings or SETTINGS), reid.seen
+    q,g = len(street.query), len(street.gallery)
+    every,seen = found()
+    assert seen==2*(q+g) and len({r.mAP for r in every.values()})==4
+    for s in SETTINGS: assert found(s)==({s: every[s]}, q+g)
+    assert found('raw-raw', 'protected-raw')==({s: every[s] for s in ('raw-raw', 'protected-raw')}, 2*q+g)
+
+class Shade(torch.nn.Module):
+    "A generator that counts the images that it sees, and shows by another colour that it is still training."
+    def __init__(self, factor): super().__init__(); self.factor,self.seen = factor, 0
+    def forward(self, x):
+        self.seen += len(x)
+        return x*self.factor+.2*x.flip(-1)+.5*self.training
+
+def test_validation_sees_each_image_once():
+    "And says what the slow way says, each number by itself."
+    street = SyntheticPedestrians(train_ids=40, test_ids=2, distractors=2, size=(32,16)).load()
+    q,g = street.val_query, street.val_gallery
+    nets = torch.nn.ModuleDict(dict(G_X=Shade(.5), G_Y=Shade(1.7), reid=Projection())).train()
+    trainer = SimpleNamespace(nets=nets, supervision=SimpleNamespace(desensitize=GaussianNoise(.05)), device=torch.device('cpu'), epoch=3)
+    got = Validate(street).measure(trainer)
+    assert {k: n.seen for k,n in nets.items()}==dict(G_X=len(g), G_Y=len(g), reid=len(q)+len(g))
+    ano,rec,des = (image_quality(f, g) for f in (nets['G_X'], lambda x: nets['G_Y'](nets['G_X'](x)), GaussianNoise(.05)))
+    found = four_settings(nets['reid'], nets['G_X'], q, g)['raw-protected']
+    assert astuple(got)==pytest.approx((3, ano.psnr, ano.ssim, des.psnr, des.ssim, found.rank1, found.mAP, rec.psnr, rec.ssim), rel=1e-6)
 
 def search(d, q, g): return lambda: evaluate_ranking(d, torch.ones(q).long(), torch.ones(g).long(), torch.zeros(q), torch.ones(g))
 

@@ -1,9 +1,11 @@
 "Which loss reaches which network, determinism, and two processes. (The step against one written out by hand: test_speed.py.)"
 import json, os, socket, subprocess, sys
+from types import SimpleNamespace
 import pytest, torch
 from accelerate import Accelerator
 from privreid.data import SyntheticPedestrians, to_float
 from privreid.desensitize import Blur, GaussianNoise
+from privreid import joint as module
 from privreid.joint import Config, JointTraining, ReidTraining, Supervision, Trainer, lr_factor, preset
 
 TINY = dict(ngf=4, ndf=4, batch=8, epochs=2, milestones=(), people=10, test_people=4)
@@ -65,11 +67,32 @@ def test_seed_reaches_the_weights():
     a,b,c = (joint(seed=s).nets['G_X'].body[0].weight for s in (0, 0, 1))
     assert torch.equal(a, b) and not torch.equal(a, c)
 
-def test_bf16_runs_and_stays_finite(street):
-    training = JointTraining(preset('demo', **TINY), 8, Accelerator(cpu=True))
-    training.accelerator = type('A', (), dict(autocast=lambda self: torch.autocast('cpu', torch.bfloat16), num_processes=1, device=torch.device('cpu'), process_index=0, is_main_process=True))()
+def test_bf16_is_computed_with_and_stays_finite(street, monkeypatch):
+    "The precision of the configuration counts, whatever the Accelerator was told."
+    monkeypatch.setattr(module, 'bf16_in_hardware', lambda: True)
+    training,kinds = joint(precision='bf16'), set()
+    training.nets['G_X'].register_forward_hook(lambda net, x, y: kinds.add(y.dtype))
+    training.nets['reid'].backbone.register_forward_hook(lambda net, x, y: kinds.add(y.dtype))
     history = Trainer(training, street.train, Supervision(Blur())).fit().history
+    assert kinds=={torch.bfloat16}
     assert all(v==v and abs(v)<1e4 for row in history for v in row.values() if isinstance(v, float))
+
+def test_images_wait_where_there_is_room(monkeypatch):
+    images,free = torch.zeros(10, 3, 64, 32, dtype=torch.uint8), []
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (free[0], 10**12))
+    def where(bytes_free, device='cuda'): free[:] = [bytes_free]; return module.home(images, torch.device(device)).type
+    assert (where(3*images.nbytes-1), where(3*images.nbytes))==('cpu', 'cuda')
+    assert where(0, 'cpu')=='cpu' and where(0, 'meta')=='meta'
+
+def test_batches_travel_from_ram_to_the_device(street):
+    "To PyTorch's device without memory, in place of a GPU."
+    trainer = Trainer(joint(), street.train, Supervision(Blur()))
+    want = [x.shape for x,_,_ in trainer.batches(1)]
+    trainer.accelerator = SimpleNamespace(device=torch.device('meta'), process_index=0, num_processes=1)
+    trainer.labels,trainer.supervision.desensitize = trainer.labels.to('meta'), torch.nn.Identity()
+    got = list(trainer.batches(1))
+    assert trainer.images.device.type=='cpu' and {t.device.type for b in got for t in b}=={'meta'}
+    assert [x.shape for x,_,_ in got]==[y.shape for _,y,_ in got]==want
 
 def test_schedule_of_the_paper():
     rates = [lr_factor(e, Config()) for e in range(120)]

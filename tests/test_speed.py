@@ -1,5 +1,5 @@
 "What is promised about speed: the same mathematics as a plain step, no work for nothing, quick to import, a cost model that counts right."
-import copy, re, subprocess, sys
+import copy, re, subprocess, sys, warnings
 from pathlib import Path
 import pytest, torch
 from accelerate import Accelerator
@@ -39,7 +39,7 @@ def test_fast_step_equals_plain_step(batch, backend, monkeypatch):
     monkeypatch.setattr(torch, 'compile', lambda net, **options: compile(net, backend=backend, **options))
     training = joint(compile=bool(backend)); training.nets.train()
     plain = PlainStep({k: copy.deepcopy(n).to(memory_format=torch.contiguous_format) for k,n in training.nets.items()}, training.cfg)
-    start = {k: v.clone() for k,v in training.nets.named_parameters()}
+    start,before = {k: v.clone() for k,v in training.nets.named_parameters()}, {k: [b.clone() for b in n.buffers()] for k,n in training.nets.items()}
     want,got = recorded(plain.optimizers), recorded(training.optimizers)
     a,b = plain(*batch), training.step(*batch)
     assert a.keys()==b.keys()
@@ -56,6 +56,9 @@ def test_fast_step_equals_plain_step(batch, backend, monkeypatch):
             sure = drive>1e-2*drive.max()
             moved = (p-was)[sure].abs()
             assert ((p-now)[sure].abs()<1e-2*moved.max()).all() and (moved>0).all(), f'{name}.{k}'
+        for (k,b),was in zip(net.named_buffers(), before[name], strict=True):     # BatchNorm's statistics, and how often they were updated
+            torch.testing.assert_close(training.nets[name].get_buffer(k), b, rtol=1e-4, atol=1e-5, msg=lambda m: f'{name}.{k}: {m}')
+            assert k in ('mean', 'std') or not torch.equal(b, was), f'{name}.{k}'   # AGW's own, of ImageNet, are constants
 
 def test_raw_and_protected_batches_have_statistics_of_their_own(batch):
     "Two BatchNorm updates a step, not one of both batches together."
@@ -113,27 +116,39 @@ with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
 print('torch' in sys.modules or 'accelerate' in sys.modules, time.process_time())''')
     assert loaded=='False' and float(seconds)<1
 
-def test_import_costs_little_beyond_torch():
-    alone,rest = map(float, python('''
-import time, torch, torchvision, accelerate, safetensors.torch, numpy, PIL.Image, tqdm.auto, fastcore.basics
-start = time.process_time()
-import privreid
-alone = time.process_time()-start
-import privreid.checkpoint, privreid.evaluation, privreid.joint, privreid.upgradation
-print(alone, time.process_time()-start)'''))
-    assert alone<.05 and rest<.2
+def seconds_to_import(what, loaded):
+    "Processor time, with `loaded` in memory already."
+    return float(*python('import sys, time\nexec(sys.argv[2])\nstart = time.process_time()\nexec(sys.argv[1])\nprint(time.process_time()-start)', f'import {what}', f'import {loaded}'))
+
+def test_import_costs_little():
+    "Beyond torch, which a training needs anyway; and the modules beyond the libraries that they use."
+    assert seconds_to_import('privreid', loaded='torch')<.05
+    modules = 'privreid.checkpoint, privreid.evaluation, privreid.joint, privreid.upgradation'
+    assert seconds_to_import(modules, loaded='torch, torchvision, accelerate, safetensors.torch, numpy, PIL.Image, tqdm.auto, fastcore.basics')<.2
 
 # --- what the machine can do
 
-def test_bf16_on_a_cpu_without_it_is_warned_about(monkeypatch, one_line):
-    cpu = Accelerator(cpu=True)
+@pytest.mark.parametrize('wanted, hardware, computed', [('fp16', True, 'no'), ('fp16', False, 'no'), ('bf16', False, 'no'), ('bf16', True, 'bf16'), ('no', False, 'no')])
+def test_a_cpu_computes_in_what_it_has(wanted, hardware, computed, batch, monkeypatch, one_line):
+    "And says so, once, where that is not what was asked for."
+    monkeypatch.setattr(module, 'bf16_in_hardware', lambda: hardware)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        training = joint(precision=wanted)
+    said = [str(w.message) for w in told if 'precision' in str(w.message)]
+    assert len(said)==(computed!=wanted)
+    if said: one_line(said[0], wanted, 'float32', 'GPU' if wanted=='fp16' else 'AMX')
+    assert training.precision==computed and training.cfg.precision==wanted and not training.scaler.is_enabled()
+    training.nets.train()
+    kinds = set()
+    training.nets['G_X'].register_forward_hook(lambda net, x, y: kinds.add(y.dtype))
+    training.step(*batch)
+    assert kinds=={module.HALF.get(computed, torch.float32)}
+
+def test_a_gpu_is_believed(monkeypatch, recwarn):
     monkeypatch.setattr(module, 'bf16_in_hardware', lambda: False)
-    with pytest.warns(UserWarning) as told: module.check_machine(preset('demo', precision='bf16'), cpu)
-    one_line(told[0].message, 'bf16', 'AMX')
-    assert len(told)==1
-    monkeypatch.setattr(module, 'bf16_in_hardware', lambda: True)
-    module.check_machine(preset('demo', precision='bf16'), cpu)
-    assert len(told)==1
+    for wanted in ('no', 'bf16', 'fp16'): assert module.precision_on(torch.device('cuda'), wanted)==wanted
+    assert not recwarn
 
 def test_bf16_is_read_from_cpuinfo(tmp_path):
     for flags,has in (('avx2 avx512f', False), ('avx512f avx512_bf16', True), ('amx_tile amx_bf16', True)):
