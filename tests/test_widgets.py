@@ -263,15 +263,15 @@ def test_progress_where_it_takes_a_while(monkeypatch):
     "A bar for the pictures of a big test set, raw and protected; none for a small one."
     bars = []
     class Bar(viewer.tqdm):
-        def __init__(self, *args, **kwargs): super().__init__(*args, **kwargs|dict(file=io.StringIO())); bars.append(self)
+        def __init__(self, *args, **kwargs): super().__init__(*args, **kwargs|dict(file=io.StringIO())); bars.append((self, not self.disable))   # closed, it is disabled
     monkeypatch.setattr(viewer, 'tqdm', Bar)
     for q,n in ((5, 20), (100, 500)):
         r,_ = fake(q, n)
         del r.features
         r.arm.reid = lambda x: x.flatten(1)[:,:3]
         assert r.features['raw'][0].shape==(q,3)
-    small,big = bars
-    assert small.disable and not big.disable and (big.n, big.total)==(1200, 1200)
+    (_, small),(bar, big) = bars
+    assert (small, big, bar.n, bar.total)==(False, True, 1200, 1200)
 
 @pytest.mark.parametrize('there, device', [(True, 'cuda'), (False, 'cpu')])
 def test_device_is_a_gpu_where_there_is_one(monkeypatch, there, device):

@@ -85,7 +85,7 @@ def test_sliders_by_keyboard(page, serve, tmp_path, own):
     expect(first).to_contain_text('<i>a hostile & "quoted" name</i>')
     check_figure(first, explorer, own)
     eps = own
-    for key,press,times,step in (('psnr', 'ArrowRight', 24, .05), ('ssim', 'ArrowLeft', 5, -.005), ('r1', 'ArrowLeft', 30, -.005)):
+    for key,press,times,step in (('psnr', 'ArrowRight', 60, .05), ('ssim', 'ArrowRight', 5, .005), ('r1', 'ArrowLeft', 30, -.005)):
         page.keyboard.press('Tab')
         slider = first.locator(f'input[name={key}]')
         expect(slider).to_be_focused()
