@@ -100,7 +100,7 @@ def stages(self:ArmResults, i:int)->dict[str,Tensor]: # stage -> (1,3,H,W) in [-
     if self.arm.anonymizer: found['protected'] = p = self.arm.anonymizer(x); found['recovered'] = self.arm.recovery(p)
     return found
 
-# %% ../nbs/10a_viewer.ipynb #e5ce8d4d
+# %% ../nbs/10a_viewer.ipynb #edad7d09
 ORDERS = ('all queries', 'false first match', 'worst recovery')
 
 class Viewer:
@@ -140,7 +140,7 @@ class Viewer:
         arm = fit(arm or getattr(self, 'arm', None), arms[::-1])   # the last arm has most to show
         results = self.load(run, arm)
         setting = fit(setting or getattr(self, 'setting', 'raw-protected'), results.settings)
-        order = order or fit(getattr(self, 'order', None), ORDERS if results.arm.recovery else ORDERS[:2])   # `worst_recoveries` says why not
+        order = order or fit(getattr(self, 'order', None), ORDERS if results.arm.recovery else ORDERS[:2])   # without generators nothing is recovered
         queries = dict(zip(ORDERS, (lambda: list(range(len(results.query))), lambda: results.failures(setting), results.worst_recoveries)))[order]()
         self.run,self.arm,self.setting,self.order,self.arms,self.results,self.queries = run, arm, setting, order, arms, results, queries
         self.page,self.query = 0, (queries or [None])[0]

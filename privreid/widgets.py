@@ -139,7 +139,7 @@ def svg(self:Explorer, eps:Epsilons)->str:
     parts += [text(LEFT, rows+4*ROW+6, 'epoch 1', 'start'), text(RIGHT, rows+4*ROW+6, str(v[-1].epoch))]
     return f'<svg viewBox="0 0 440 {rows+4*ROW+12:g}" role="img" aria-label="Rank-1, PSNR and SSIM at each validation with their thresholds, and what was decided">{"".join(parts)}</svg>'
 
-# %% ../nbs/10_widgets.ipynb #322f6782
+# %% ../nbs/10_widgets.ipynb #35afd23b
 _LIGHT = '--back:#fff;--ink:#1c1e21;--soft:#6a7078;--line:#2f65a0;--good:#1d7a46;--bad:#c22f3d;--pale:#c9cdd3;color-scheme:light'
 _DARK  = '--back:#16181b;--ink:#e4e6e9;--soft:#9aa1aa;--line:#78aee6;--good:#5ccf8d;--bad:#ff7b86;--pale:#4b5159;color-scheme:dark'
 STYLE = '''.privreid{--light;font:15px/1.45 system-ui,sans-serif;background:var(--back);color:var(--ink);margin:0;padding:.6rem;max-width:64rem;border-radius:4px}
@@ -172,7 +172,7 @@ def view(self:Explorer, eps:Epsilons, sliders:str='', attributes:str='')->str:
     "The picture and what belongs to it, as HTML."
     legend = 'Dashes: thresholds. ● met, ✕ not met; ▲ upgrade, ▼ fall back, • keep; teacher: blue a frozen generator, grey desensitized images.'
     honest = f'A replay of the rule over what {html.escape(self.title)} recorded. With other epsilons training itself would have gone on differently: decisions move here, measurements do not.'
-    if self.moved: honest += " Its epsilons were moved while it trained: the run's own are those it began with, and some of its decisions were made under others."
+    if self.moved: honest += " Its epsilons were moved while it trained: the run's own are those it began with, and later decisions were made under others."
     return (f'<figure class="privreid"{attributes}><style>{STYLE}</style><div class="cols"><div>{self.svg(eps)}<p class="legend">{legend}</p></div>'
             f'<div>{sliders}{self.numbers(eps)}</div></div><figcaption>{honest}</figcaption></figure>')
 
