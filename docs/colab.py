@@ -1,17 +1,24 @@
 "Put the first cell into every lesson: install the package where it is missing, say what runs. `--check` writes nothing and exits with 1 when one is stale."
-import argparse, sys
+import argparse, re, sys
 import nbformat
 from readme import ROOT, fill, settings
 
 START = '#| hide\ntry: import {lib_name}\n'
-CELL = START+'''except ModuleNotFoundError:   # on Colab
-    %pip install -q {lib_name}=={version}
+CELL = START+'''except ModuleNotFoundError:   # on Colab: the release, or where there is none the source
+    for source in ('{lib_name}=={version}', 'git+{git_url}@v{version}', 'git+{git_url}'):
+        %pip install -q $source
+        if not _exit_code: break
 import torch
-print(f'{torch.cuda.get_device_name()} found: faster, though nothing here needs it.' if torch.cuda.is_available() else 'No GPU here, and none is needed: this whole lesson runs on a CPU.')'''
+print(f'{torch.cuda.get_device_name()} found, {gpu}.' if torch.cuda.is_available() else 'No GPU here, and none is needed: this whole lesson runs on a CPU.')'''
+DEVICE = re.compile(r'\b(?:Experiment|run_experiment|reproduce|main)\(|\bAccelerator\(\)')   # these take a GPU where there is one
+
+def uses_gpu(nb)->bool:
+    "Whether the lesson itself, and not only what it exports, computes on a GPU."
+    return any(DEVICE.search(c.source) for c in nb.cells if c.cell_type=='code' and not re.search(r'^#\|\s*export', c.source, flags=re.M))
 
 def with_cell(nb):
     "The notebook with the current cell as its first code cell."
-    cfg = settings()
+    cfg = settings()|dict(gpu='and this lesson computes on it' if uses_gpu(nb) else 'but this lesson does not use it')
     old = [c for c in nb.cells if c.source.startswith(fill(START, cfg))]
     new = nbformat.v4.new_code_cell(fill(CELL, cfg), id='first-cell')
     if len(old)==1 and old[0].source==new.source: new = old[0]   # with its output

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ORDERS', 'Match', 'ArmResults', 'Viewer', 'encode', 'img', 'Panel', 'view']
 
-# %% ../nbs/10a_viewer.ipynb #431c4d6e
+# %% ../nbs/10a_viewer.ipynb #60bbc727
 import base64, html, io, math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 import ipywidgets
 import numpy as np
@@ -16,12 +16,13 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from .data import Split, to_float, to_uint8
 from .evaluation import apply, psnr, restart, ssim
-from .experiments import Arm, Experiment, load_arm, load_run, refuse_other_images
+from .experiments import FOLDERS, Arm, Experiment, load_arm, load_run, refuse_other_images
 from .widgets import STYLE, told
 
-# %% ../nbs/10a_viewer.ipynb #25351f59
+# %% ../nbs/10a_viewer.ipynb #f11d4994
 @dataclass(frozen=True)
 class Match:
     "One gallery image in a ranking."
@@ -47,7 +48,10 @@ class ArmResults:
     @cached_property
     def features(self)->dict[str,list[Tensor]]: # side -> features of the query (Q,F) and of the gallery (N,F)
         restart(self.sides.get('protected'))
-        return {k: [apply(lambda x: self.arm.reid(f(x)), s.images, self.device) for s in (self.query, self.gallery)] for k,f in self.sides.items()}
+        total = len(self.sides)*(len(self.query)+len(self.gallery))
+        with tqdm(desc=f'features of {self.arm.name}', total=total, unit='image', disable=total<1000, leave=False) as bar:
+            def embed(f, x): bar.update(len(x)); return self.arm.reid(f(x))
+            return {k: [apply(partial(embed, f), s.images, self.device) for s in (self.query, self.gallery)] for k,f in self.sides.items()}
 
     def distances(self, setting:str, start:int, stop:int)->np.ndarray: # (stop-start, N); infinite where a match would not count
         "Distances of some queries to the gallery."
@@ -96,7 +100,7 @@ def stages(self:ArmResults, i:int)->dict[str,Tensor]: # stage -> (1,3,H,W) in [-
     if self.arm.anonymizer: found['protected'] = p = self.arm.anonymizer(x); found['recovered'] = self.arm.recovery(p)
     return found
 
-# %% ../nbs/10a_viewer.ipynb #22d80055
+# %% ../nbs/10a_viewer.ipynb #edad7d09
 ORDERS = ('all queries', 'false first match', 'worst recovery')
 
 class Viewer:
@@ -104,11 +108,12 @@ class Viewer:
     def __init__(self,
         *folders:str|Path,  # of runs
         per_page:int=12,    # queries
-        device='cpu',
+        device=None,        # default: a GPU where there is one
     ):
         if not folders: raise ValueError('There is no run to look at: name one or more run folders.')
         self.runs = {str(f): Path(f).expanduser() for f in folders}
-        self.per_page,self.device,self.opened,self.loaded = per_page, device, {}, {}
+        self.per_page,self.opened,self.loaded = per_page, {}, {}
+        self.device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
         self.choose(run=next(iter(self.runs)))
 
     def open(self, run:str)->tuple[Experiment,list[str]]: # its data, and its finished arms
@@ -116,7 +121,9 @@ class Viewer:
             cfg,meta = load_run(self.runs[run])
             exp = Experiment(replace(cfg, precision='no'))   # as in every measurement; a run of a GPU can be looked at without one
             refuse_other_images(self.runs[run], exp.data)
-            self.opened[run] = exp, meta['arms']
+            arms = [a for a in meta['arms'] if (self.runs[run]/FOLDERS[a]/'arm.json').is_file()]
+            if not arms: raise ValueError(f'{run} holds no finished arm yet: there is nothing to look at before the first is trained.')
+            self.opened[run] = exp, arms
         return self.opened[run]
 
     def load(self, run:str, arm:str)->ArmResults:
@@ -133,7 +140,7 @@ class Viewer:
         arm = fit(arm or getattr(self, 'arm', None), arms[::-1])   # the last arm has most to show
         results = self.load(run, arm)
         setting = fit(setting or getattr(self, 'setting', 'raw-protected'), results.settings)
-        order = order or getattr(self, 'order', ORDERS[0])
+        order = order or fit(getattr(self, 'order', None), ORDERS if results.arm.recovery else ORDERS[:2])   # without generators nothing is recovered
         queries = dict(zip(ORDERS, (lambda: list(range(len(results.query))), lambda: results.failures(setting), results.worst_recoveries)))[order]()
         self.run,self.arm,self.setting,self.order,self.arms,self.results,self.queries = run, arm, setting, order, arms, results, queries
         self.page,self.query = 0, (queries or [None])[0]
@@ -207,7 +214,7 @@ def _repr_html_(self:Viewer)->str: return self.to_html()
 @patch
 def __repr__(self:Viewer)->str: return f'Viewer of {self.arm} of {Path(self.run).name}, {self.order} ({len(self.queries)}), query {self.query}'
 
-# %% ../nbs/10a_viewer.ipynb #b5521c68
+# %% ../nbs/10a_viewer.ipynb #bf0843b4
 class Panel:
     "Widgets around a `Viewer`."
     def __init__(self, viewer:Viewer):
@@ -247,6 +254,9 @@ class Panel:
                 if there: picture.value,button.description = encode(v.results.query.images[v.shown[j]], 'jpeg'), str(v.shown[j])
         finally: self.showing = False
 
-def view(*folders:str|Path, device='cpu')->ipywidgets.Widget: # of runs
+def view(
+    *folders:str|Path, # of runs
+    device=None,       # default: a GPU where there is one
+)->ipywidgets.Widget:
     "Look through the results of runs."
     return told(lambda: Panel(Viewer(*folders, device=device)).box)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CURVES', 'ROWS', 'SHAPES', 'LEFT', 'RIGHT', 'PANEL', 'GAP', 'ROW', 'STYLE', 'SLIDERS', 'RULE', 'SCRIPT', 'demo_run',
-           'Explorer', 'spans', 'outcome', 'height', 'sliders', 'told', 'explore', 'to_json', 'LiveEpsilons', 'start']
+           'refuse_broken', 'Explorer', 'spans', 'outcome', 'height', 'reach', 'sliders', 'told', 'explore', 'to_json',
+           'LiveEpsilons', 'start']
 
 # %% ../nbs/10_widgets.ipynb #cddf6f34
 import html, json, math, re, threading, warnings
@@ -20,46 +21,66 @@ from .experiments import load_history, load_run, read_json
 from .joint import Callback, Trainer
 from .upgradation import Decision, Epsilons, Upgradation, Validation, replay, validations
 
-# %% ../nbs/10_widgets.ipynb #521cc296
+# %% ../nbs/10_widgets.ipynb #ef94c552
 def demo_run()->Path: # a run folder without weights
     "A recorded run of the `demo` preset."
     return Path(privreid.__file__).parent/'demo_run'
 
+def refuse_broken(validations:list[Validation], base_r1:float, eps:Epsilons, title:str):
+    "Say in one sentence why a recording cannot be judged again."
+    epochs = [v.epoch for v in validations]
+    number = lambda x: isinstance(x, (int, float)) and math.isfinite(x)
+    if not epochs: raise ValueError(f'The history of {title} holds no validation: there is nothing to decide. Only arms with generators are validated.')
+    if any(a>=b for a,b in zip([0]+epochs, epochs)): raise ValueError(f'The validations of {title} are not in the order of their epochs, from 1 on ({", ".join(map(str, epochs))}): history.jsonl was edited.')
+    if base_r1 is None: raise ValueError(f'The results of {title} hold no rank-1 of Base, which the rule starts from: train the arm Base too.')
+    if not number(base_r1): raise ValueError(f"Base's rank-1 for {title} is {base_r1!r}, not a number: results.json was edited.")
+    if not all(map(number, asdict(eps).values())): raise ValueError(f'{eps} of {title} are not three numbers: config.json was edited.')
+
+# %% ../nbs/10_widgets.ipynb #da9f2b3c
 class Explorer:
     "A recorded history, judged again under other epsilons."
     def __init__(self,
         validations:list[Validation],
         base_r1:float,           # rank-1 of Base on validation: raw query, desensitized gallery, 0..1
-        eps:Epsilons=Epsilons(), # the run's own
+        eps:Epsilons=Epsilons(), # the run's own: those it began with
         title:str='this run',
+        actions:list[str]=None,  # what the run decided; None: what the rule decides under `eps`
+        moved:bool=False,        # its epsilons were moved while it trained
     ):
-        if not validations: raise ValueError(f'The history of {title} holds no validation: there is nothing to decide. Only arms with generators are validated.')
-        if base_r1 is None: raise ValueError(f'The results of {title} hold no rank-1 of Base, which the rule starts from: train the arm Base too.')
-        self.validations,self.base_r1,self.eps,self.title = validations, base_r1, eps, title
+        refuse_broken(validations, base_r1, eps, title)
+        self.validations,self.base_r1,self.eps,self.title,self.moved = validations, base_r1, eps, title, moved
+        self.actions = actions or [d.action for d in self.decisions(eps)]
+
+    @classmethod
+    def of_history(cls, rows:list[dict], base_r1:float, eps:Epsilons=Epsilons(), title:str='this run', arm:str='')->'Explorer':
+        "What the rows of a history say of one arm, or of all where there is but one."
+        found,mine = validations(rows, arm), [h for h in rows if arm in ('', h.get('arm'))]
+        actions = [h.get('action') for h in mine if h['kind']=='decision']   # none without upgradation
+        return cls(found, base_r1, eps, title, actions if len(actions)==len(found) else None, any(h['kind']=='epsilons' for h in mine))
 
     @classmethod
     def of_run(cls, folder:str|Path, arm:str='w/ U')->'Explorer':
         "What a run folder recorded of one arm."
         folder = Path(folder).expanduser()
-        cfg,_ = load_run(folder)
-        found = validations(load_history(folder), arm)
-        return cls(found, read_json(folder/'results.json').get('base_r1'), Epsilons(cfg.eps_psnr, cfg.eps_ssim, cfg.eps_r1), f'arm {arm} of {folder.name}')
+        (cfg,_),rows,results = load_run(folder), load_history(folder), read_json(folder/'results.json')
+        if not isinstance(results, dict): raise ValueError(f'{folder}/results.json does not hold the results of a run: it was edited.')
+        return cls.of_history(rows, results.get('base_r1'), Epsilons(cfg.eps_psnr, cfg.eps_ssim, cfg.eps_r1), f'arm {arm} of {folder.name}', arm)
 
     def decisions(self, eps:Epsilons)->list[Decision]: return replay(self.validations, self.base_r1, eps)
 
-# %% ../nbs/10_widgets.ipynb #ad1f7613
+# %% ../nbs/10_widgets.ipynb #c90150e5
 def spans(decisions:list[Decision])->list[tuple[int,int,str]]: # first epoch, last epoch, source, as in `Supervision.source`
     "What supervised the epochs up to each validation."
     starts  = [1]+[d.epoch+1 for d in decisions[:-1]]
     sources = [False]+[d.state.upgraded for d in decisions[:-1]]
     return [(start, d.epoch, 'generator' if up else 'desensitized') for start,d,up in zip(starts, decisions, sources)]
 
-def outcome(decisions:list[Decision], own:list[Decision])->dict[str,str]: # `own`: those of the run's own epsilons
+def outcome(decisions:list[Decision], actions:list[str])->dict[str,str]: # `actions`: what the run itself decided
     "The numbers under the picture."
     n = lambda action: str(sum(d.action==action for d in decisions))
     taught = sum(last-first+1 for first,last,source in spans(decisions) if source=='generator')
     return {'upgrades': n('upgrade'), 'falls back': n('fall back'), f'of {decisions[-1].epoch} epochs taught by a generator': str(taught),
-            'rank-1 to beat in the end': f'{100*decisions[-1].state.best_r1:.1f} %', f"of {len(own)} decisions unlike the run's": str(sum(a.action!=b.action for a,b in zip(decisions, own)))}
+            'rank-1 to beat in the end': f'{100*decisions[-1].state.best_r1:.1f} %', f"of {len(actions)} decisions unlike the run's": str(sum(d.action!=a for d,a in zip(decisions, actions)))}
 
 # %% ../nbs/10_widgets.ipynb #64bbe261
 CURVES = {'rank-1, raw query, protected gallery': ('r1_raw_ano', 'best_r1', 'r1'), 'PSNR of protected images, dB': ('psnr_ano', 'psnr_des', 'psnr'), 'SSIM of protected images': ('ssim_ano', 'ssim_des', 'ssim')}
@@ -118,7 +139,7 @@ def svg(self:Explorer, eps:Epsilons)->str:
     parts += [text(LEFT, rows+4*ROW+6, 'epoch 1', 'start'), text(RIGHT, rows+4*ROW+6, str(v[-1].epoch))]
     return f'<svg viewBox="0 0 440 {rows+4*ROW+12:g}" role="img" aria-label="Rank-1, PSNR and SSIM at each validation with their thresholds, and what was decided">{"".join(parts)}</svg>'
 
-# %% ../nbs/10_widgets.ipynb #7813b1c3
+# %% ../nbs/10_widgets.ipynb #35afd23b
 _LIGHT = '--back:#fff;--ink:#1c1e21;--soft:#6a7078;--line:#2f65a0;--good:#1d7a46;--bad:#c22f3d;--pale:#c9cdd3;color-scheme:light'
 _DARK  = '--back:#16181b;--ink:#e4e6e9;--soft:#9aa1aa;--line:#78aee6;--good:#5ccf8d;--bad:#ff7b86;--pale:#4b5159;color-scheme:dark'
 STYLE = '''.privreid{--light;font:15px/1.45 system-ui,sans-serif;background:var(--back);color:var(--ink);margin:0;padding:.6rem;max-width:64rem;border-radius:4px}
@@ -141,41 +162,50 @@ STYLE = '''.privreid{--light;font:15px/1.45 system-ui,sans-serif;background:var(
 @patch
 def numbers(self:Explorer, eps:Epsilons)->str:
     "Outcome and last metrics, as HTML."
-    now,v = outcome(self.decisions(eps), self.decisions(self.eps)), self.validations[-1]
+    now,v = outcome(self.decisions(eps), self.actions), self.validations[-1]
     rows = ''.join(f'<tr><td><b>{value}</b></td><th scope="row">{html.escape(name)}</th></tr>' for name,value in now.items())
-    last = f'rank-1 {v.r1_raw_ano:.1%}, mAP {v.mAP_raw_ano:.1%}; protected {v.psnr_ano:.2f} dB, SSIM {v.ssim_ano:.3f}; recovered {v.psnr_rec:.2f} dB, SSIM {v.ssim_rec:.3f}'
-    return f'<div role="status" aria-live="polite" aria-atomic="true"><table>{rows}</table></div><p>Measured at the end, epoch {v.epoch}: {last}.</p>'
+    last = f'rank-1 {v.r1_raw_ano:.1%}, mAP {v.mAP_raw_ano:.1%} (raw query, protected gallery); protected {v.psnr_ano:.2f} dB, SSIM {v.ssim_ano:.3f}; recovered {v.psnr_rec:.2f} dB, SSIM {v.ssim_rec:.3f}'
+    return f'<div role="status" aria-live="polite" aria-atomic="true"><table>{rows}</table></div><p>Measured at the end, epoch {v.epoch}, on validation people: {last}.</p>'
 
 @patch
 def view(self:Explorer, eps:Epsilons, sliders:str='', attributes:str='')->str:
     "The picture and what belongs to it, as HTML."
     legend = 'Dashes: thresholds. ● met, ✕ not met; ▲ upgrade, ▼ fall back, • keep; teacher: blue a frozen generator, grey desensitized images.'
     honest = f'A replay of the rule over what {html.escape(self.title)} recorded. With other epsilons training itself would have gone on differently: decisions move here, measurements do not.'
+    if self.moved: honest += " Its epsilons were moved while it trained: the run's own are those it began with, and later decisions were made under others."
     return (f'<figure class="privreid"{attributes}><style>{STYLE}</style><div class="cols"><div>{self.svg(eps)}<p class="legend">{legend}</p></div>'
             f'<div>{sliders}{self.numbers(eps)}</div></div><figcaption>{honest}</figcaption></figure>')
 
-# %% ../nbs/10_widgets.ipynb #4f670dc0
+# %% ../nbs/10_widgets.ipynb #491d81ec
 SLIDERS = dict(psnr=('ε PSNR', -2., 4., .05, ' dB'), ssim=('ε SSIM', -.2, .3, .005, ''), r1=('ε rank-1', -.2, .4, .005, ''))   # name, lowest, highest, step, unit
+
+def reach(value:float, low:float, high:float, step:float)->tuple[float,float]: # lowest, highest
+    "The ends of a slider that reaches `value` too; they stay on the grid, so that the paper's values stay on it."
+    return min(low, round(math.floor(value/step)*step, 6)), max(high, round(math.ceil(value/step)*step, 6))
 
 def sliders(eps:Epsilons)->dict[str,ipywidgets.FloatSlider]:
     "A slider for each epsilon, which starts at `eps`."
     def one(key, name, low, high, step, unit):
         value,label = getattr(eps, key), f'{name} (paper: {getattr(Epsilons(), key):g}{unit})'
-        return ipywidgets.FloatSlider(value=value, min=min(low, value), max=max(high, value), step=step, description=label, readout_format='.2f' if unit else '.3f',
+        low,high = reach(value, low, high, step)
+        return ipywidgets.FloatSlider(value=value, min=low, max=high, step=step, description=label, readout_format='.2f' if unit else '.3f',
                                       style={'description_width': '11rem'}, layout=ipywidgets.Layout(width='30rem', max_width='100%'))
     return {k: one(k, *options) for k,options in SLIDERS.items()}
 
 @patch
 def widget(self:Explorer)->ipywidgets.Widget:
     "The explorer with a kernel behind it."
-    controls,view,paper = sliders(self.eps), ipywidgets.HTML(), ipywidgets.Button(description="paper's values")
+    controls,view = sliders(self.eps), ipywidgets.HTML()
     def show(_=None): view.value = self.view(Epsilons(**{k: s.value for k,s in controls.items()}))
-    def reset(_):
-        for k,s in controls.items(): s.value = getattr(Epsilons(), k)
+    def button(name, eps):
+        def press(_):
+            for k,s in controls.items(): s.value = getattr(eps, k)
+        b = ipywidgets.Button(description=name)
+        b.on_click(press)
+        return b
     for s in controls.values(): s.observe(show, 'value')
-    paper.on_click(reset)
     show()
-    return ipywidgets.VBox([*controls.values(), paper, view])
+    return ipywidgets.VBox([*controls.values(), ipywidgets.HBox([button("paper's values", Epsilons()), button("the run's own", self.eps)]), view])
 
 def told(make)->ipywidgets.Widget:
     "The widget that `make` makes; where something is missing or broken, a sentence in its place."
@@ -203,28 +233,28 @@ def to_json(value)->str:
     "JSON that also a browser reads: NaN and infinity, which JSON lacks, become strings that `Number` understands."
     return re.sub(r'\b(NaN|Infinity)|-Infinity', lambda m: f'"{m[0]}"', json.dumps(value))
 
-# %% ../nbs/10_widgets.ipynb #595ae405
+# %% ../nbs/10_widgets.ipynb #445b614a
 SCRIPT = '''
 for (const root of document.querySelectorAll('figure.privreid[data-recording]:not([data-live])')) {
-  const of = JSON.parse(root.dataset.recording, (k, x) => typeof x=='string' ? Number(x) : x), shapes = JSON.parse(root.dataset.shapes);
+  const of = JSON.parse(root.dataset.recording, (k, x) => typeof x=='string' ? Number(x) : x), {shapes, actions} = JSON.parse(root.dataset.words);
   const all = s => [...root.querySelectorAll(s)], inputs = all('input'), limits = all('.limit'), marks = all('.mark'), bars = all('.bar'), numbers = all('td b');
   const height = (x, [low, high, top]) => top+of.panel*(1-((x>low ? Math.min(x, high) : low)-low)/(high-low));
   const path = (values, panel) => values.map((x, i) => (i ? 'V' : 'M'+of.edges[0]+' ')+height(x, panel).toFixed(2)+'H'+of.edges[i+1]).join('');
-  const own = replay(of.validations, of.base_r1, of.eps);
+  const eps = {...of.own};   // a slider knows the values of its grid only
   function show() {
-    const eps = Object.fromEntries(inputs.map(i => [i.name, +i.value])), ds = replay(of.validations, of.base_r1, eps), n = ds.length;
+    const ds = replay(of.validations, of.base_r1, eps), n = ds.length;
     const before = [{best_r1: of.base_r1-eps.r1, upgraded: false}].concat(ds.slice(0, -1).map(d => d.state));
     [before.map(s => s.best_r1), of.validations.map(v => v.psnr_des+eps.psnr), of.validations.map(v => v.ssim_des+eps.ssim)].forEach((values, i) => limits[i].setAttribute('d', path(values, of.panels[i])));
     const met = yes => yes ? 'met' : 'missed';
     [...ds.map(d => met(d.private)), ...ds.map(d => met(d.better)), ...ds.map(d => d.action)].forEach((is, i) => { marks[i].dataset.is = is; marks[i].setAttribute('d', shapes[is]); });
     before.forEach((s, i) => bars[i].dataset.is = s.upgraded ? 'generator' : 'desensitized');
     const count = action => ds.filter(d => d.action==action).length, epochs = i => ds[i].epoch-(i ? ds[i-1].epoch : 0);
-    const taught = before.reduce((sum, s, i) => sum+(s.upgraded ? epochs(i) : 0), 0), unlike = ds.filter((d, i) => d.action!=own[i].action).length;
+    const taught = before.reduce((sum, s, i) => sum+(s.upgraded ? epochs(i) : 0), 0), unlike = ds.filter((d, i) => d.action!=actions[i]).length;
     [count('upgrade'), count('fall back'), taught, (100*ds[n-1].state.best_r1).toFixed(1)+' %', unlike].forEach((x, i) => numbers[i].textContent = x);
-    inputs.forEach(i => i.previousElementSibling.textContent = (+i.value).toFixed(i.dataset.digits)+i.dataset.unit);
+    inputs.forEach(i => i.previousElementSibling.textContent = eps[i.name].toFixed(i.dataset.digits)+i.dataset.unit);
   }
-  inputs.forEach(i => i.addEventListener('input', show));
-  all('button').forEach(b => b.addEventListener('click', () => { inputs.forEach(i => i.value = i.dataset[b.name]); show(); }));
+  inputs.forEach(i => i.addEventListener('input', () => { eps[i.name] = +i.value; show(); }));
+  all('button').forEach(b => b.addEventListener('click', () => { Object.assign(eps, of[b.name]); inputs.forEach(i => i.value = eps[i.name]); show(); }));
   root.dataset.live = '';
 }'''
 
@@ -233,20 +263,20 @@ def _repr_html_(self:Explorer)->str:
     "The explorer as one piece of HTML that needs no kernel and no network."
     def slider(key, name, low, high, step, unit):
         value,paper = getattr(self.eps, key), getattr(Epsilons(), key)
-        low,high,digits = min(low, value), max(high, value), 2 if unit else 3
+        (low,high),digits = reach(value, low, high, step), 2 if unit else 3
         tick = f'calc(8px + (100% - 16px)*{(paper-low)/(high-low):.4f})'   # the thumb is 16 pixels wide, its middle marks the value
         return (f'<label>{name}<output>{value:.{digits}f}{unit}</output><input type="range" name="{key}" min="{low:g}" max="{high:g}" step="{step:g}" value="{value:g}" '
-                f'data-digits="{digits}" data-unit="{unit}" data-own="{value:g}" data-paper="{paper:g}"><span class="paper" style="left:{tick}">▲ paper</span></label>')
+                f'data-digits="{digits}" data-unit="{unit}"><span class="paper" style="left:{tick}">▲ paper</span></label>')
     controls = ''.join(slider(k, *options) for k,options in SLIDERS.items())
     controls = f'<div class="sliders">{controls}<button type="button" name="paper">paper\'s values</button> <button type="button" name="own">the run\'s own</button></div>'
-    recording = dict(validations=[asdict(v) for v in self.validations], base_r1=self.base_r1, eps=asdict(self.eps), panel=PANEL)|self.layout()
-    attributes = f' data-recording="{html.escape(to_json(recording))}" data-shapes="{html.escape(json.dumps(SHAPES))}"'
+    recording = dict(validations=[asdict(v) for v in self.validations], base_r1=self.base_r1, own=asdict(self.eps), paper=asdict(Epsilons()), panel=PANEL)|self.layout()
+    attributes = f' data-recording="{html.escape(to_json(recording))}" data-words="{html.escape(json.dumps(dict(shapes=SHAPES, actions=self.actions)))}"'
     return f'{self.view(self.eps, controls, attributes)}<script>(() => {{{RULE}{SCRIPT}}})()</script>'
 
 @patch
-def __repr__(self:Explorer): return f'Explorer of {self.title}: '+', '.join(f'{v} {k}' for k,v in outcome(self.decisions(self.eps), self.decisions(self.eps)).items())
+def __repr__(self:Explorer): return f'Explorer of {self.title}: '+', '.join(f'{v} {k}' for k,v in outcome(self.decisions(self.eps), self.actions).items())
 
-# %% ../nbs/10_widgets.ipynb #3b05cbfc
+# %% ../nbs/10_widgets.ipynb #7ec25263
 class LiveEpsilons(Callback):
     "Sliders that change the epsilons of `Upgradation` while training goes on; `start` shows them."
     def __init__(self):
@@ -265,7 +295,8 @@ class LiveEpsilons(Callback):
         if trainer.accelerator.num_processes>1: raise ValueError('LiveEpsilons moves the rule of one process: train in one, or without it.')
         for k,s in self.sliders.items():
             value = getattr(self.rule.eps, k)
-            s.min,s.max,s.value = min(s.min, value), max(s.max, value), value
+            s.min,s.max = reach(value, s.min, s.max, s.step)
+            s.value = value
         self.eps,self.stopped = None, False
 
     def before_fit(self, trainer):

@@ -1,18 +1,19 @@
 "The lessons on Colab: what it ships is not moved, and they run from top to bottom."
-import json, os, re, subprocess, sys, venv
+import json, os, re, shutil, subprocess, sys, venv
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-import pytest
+import nbformat, pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'docs'))
+from colab import with_cell
 from readme import settings
 
 CFG = settings()
 LESSONS = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
 SHIPPED = ['fastcore>=2', 'ipywidgets==7.7.1', 'ipython==7.34.0']   # where Colab is ahead of us, or behind
-RUN = ['01_desensitize', '03_agw', '05_upgradation']
+RUN = ['01_desensitize', '03_agw', '05_upgradation', '10_widgets', '10a_viewer']
 
 def sources(path:Path)->list[str]: return [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='code']
 
@@ -23,7 +24,13 @@ def test_first_cells_are_current():
 @pytest.mark.parametrize('path', LESSONS, ids=lambda p: p.stem)
 def test_first_cell(path):
     first = sources(path)[0]
-    assert f"%pip install -q {CFG['lib_name']}=={CFG['version']}\n" in first and 'GPU' in first
+    order = [f"'{CFG['lib_name']}=={CFG['version']}'", f"'git+{CFG['git_url']}@v{CFG['version']}'", f"'git+{CFG['git_url']}'"]
+    assert ', '.join(order) in first and 'GPU' in first
+
+@pytest.mark.parametrize('name, uses', dict(zip(('00_data', '02_pix2pix', '04a_checkpoint', '04_joint', '06_evaluation', '07_experiments', '07d_reproduce', '10a_viewer', '11_cli'), [False]*3+[True]*6)).items())
+def test_what_is_said_of_a_gpu(name, uses):
+    first = next(c for c in with_cell(nbformat.read(ROOT/'nbs'/f'{name}.ipynb', 4)) if c.cell_type=='code').source
+    assert ('this lesson computes on it' in first, 'does not use it' in first)==(uses, not uses)
 
 @pytest.mark.parametrize('path', LESSONS, ids=lambda p: p.stem)
 def test_no_lesson_needs_nbdev(path):
@@ -71,12 +78,37 @@ def test_nothing_is_moved(colab):
     report = json.loads(colab('pip', 'install', '-q', '--dry-run', '--report', '-', str(colab.wheel)))
     assert [i['metadata']['name'] for i in report['install']]==[CFG['lib_name']]
 
+def execute(colab, path:Path, **env)->nbformat.NotebookNode:
+    "Run a notebook where it lies, from top to bottom, and read what came of it."
+    done = path.with_name('done.ipynb')
+    colab('nbconvert', '--to', 'notebook', '--execute', '--output', done.stem, str(path), PIP_NO_INDEX='1', OMP_NUM_THREADS='1', **env)
+    return nbformat.read(done, 4)
+
+@pytest.mark.parametrize('tagged', [True, False], ids=['tag', 'branch'])
+def test_without_a_release(colab, tmp_path, tagged):
+    "The first cell takes the repository's tag, and the branch where there is no tag. (git is led to a copy of this repository.)"
+    if not (ROOT/'.git').exists(): pytest.skip('not a clone of the repository')
+    repo,tag = tmp_path/'repo', f"v{CFG['version']}"
+    def git(*args, check=True): subprocess.run(['git', *map(str, args)], check=check, capture_output=True)
+    git('clone', '--bare', ROOT, repo)
+    git('-C', repo, 'tag', '-d', tag, check=False)
+    if tagged: git('-C', repo, 'tag', tag)
+    first = sources(ROOT/'nbs'/'02_pix2pix.ipynb')[0]
+    ask = f"from importlib.metadata import distribution\nprint(distribution({CFG['lib_name']!r}).read_text('direct_url.json'))"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in (first, ask)]), tmp_path/'lesson.ipynb')
+    done = execute(colab, tmp_path/'lesson.ipynb', PIP_NO_BUILD_ISOLATION='0', GIT_CONFIG_COUNT='1', GIT_CONFIG_KEY_0=f'url.file://{repo}.insteadOf', GIT_CONFIG_VALUE_0=CFG['git_url'])
+    origin = json.loads(done.cells[1].outputs[0].text)
+    colab('pip', 'uninstall', '-q', '-y', CFG['lib_name'])
+    assert (origin['url'], origin['vcs_info'].get('requested_revision'))==(CFG['git_url'], tag if tagged else None)
+
 def test_lessons_run(colab, tmp_path):
     "Top to bottom, with every cell, in a folder that holds nothing else; the first installs the package, the others find it."
     assert CFG['lib_name'] not in [p['name'] for p in json.loads(colab('pip', 'list', '--format', 'json'))]
     for name in RUN:
-        colab('nbconvert', '--to', 'notebook', '--execute', '--output-dir', str(tmp_path), str(ROOT/'nbs'/f'{name}.ipynb'),
-              PIP_NO_INDEX='1', PIP_FIND_LINKS=str(colab.wheel.parent), OMP_NUM_THREADS='1')
-        assert 'No GPU' in (text := (tmp_path/f'{name}.ipynb').read_text(encoding='utf-8')) or 'found: faster' in text
+        (alone := tmp_path/name).mkdir()
+        nb = execute(colab, Path(shutil.copy(ROOT/'nbs'/f'{name}.ipynb', alone)), PIP_FIND_LINKS=str(colab.wheel.parent))
+        outputs = [o for c in nb.cells for o in c.get('outputs', [])]
+        assert any('No GPU' in o.get('text', '') or ' found, ' in o.get('text', '') for o in outputs)
+        if name.startswith('10'): assert any('application/vnd.jupyter.widget-view+json' in o.get('data', {}) for o in outputs)
     versions = {p['name']: p['version'] for p in json.loads(colab('pip', 'list', '--format', 'json'))}
     assert (versions[CFG['lib_name']], versions['ipywidgets'], 'nbdev' in versions)==(CFG['version'], '7.7.1', False)

@@ -1,10 +1,9 @@
-"The widgets below their surface: live epsilons over kills, any input, any size, Colab's ipywidgets."
-import contextlib, json, os, shutil, subprocess, sys, threading
+"The widgets below their surface: live epsilons over kills, any input, any size."
+import contextlib, html, io, json, re, shutil, threading
 from dataclasses import asdict
 from pathlib import Path
-import ipywidgets, nbformat, numpy as np, pytest, torch
+import ipywidgets, numpy as np, pytest, torch
 from accelerate import Accelerator
-from nbclient import NotebookClient
 from torch import nn
 from privreid.agw import AGW
 from privreid.checkpoint import Checkpoint
@@ -17,10 +16,9 @@ from privreid.experiments import Arm, save_arm, write_json
 from privreid.joint import Callback, JointTraining, Supervision, Trainer, preset
 from privreid.pix2pix import UNetGenerator
 from privreid.upgradation import Epsilons, Upgradation, Validation, replay
+from privreid import viewer
 from privreid.viewer import ArmResults, Viewer, view
 from privreid.widgets import Explorer, LiveEpsilons, demo_run, explore, spans, start
-
-ROOT = Path(__file__).resolve().parent.parent
 
 def sentence(widget):
     "The one sentence that a widget shows instead of itself."
@@ -79,14 +77,21 @@ def test_live_epsilons_want_a_rule(street, one_line):
 @pytest.fixture
 def run(tmp_path): return Path(shutil.copytree(demo_run(), tmp_path/'run'))
 
-def test_rows_of_changed_epsilons_are_tolerated(run):
-    "The explorer, the report and the rule read past them."
+def test_moved_epsilons_are_told(run):
+    "The report reads past the row; the explorer says so, and compares with what was decided, not with a replay."
     before,path = Explorer.of_run(run), run/'history.jsonl'
     rows = [json.loads(l) for l in path.read_text().splitlines()]
-    last = next(i for i,h in enumerate(rows) if h['arm']=='w/ U')
-    rows.insert(last+3, dict(arm='w/ U', kind='epsilons', epoch=1, psnr=3., ssim=.1, r1=0.))
+    first = next(i for i,h in enumerate(rows) if h['arm']=='w/ U')
+    rows.insert(first+3, dict(arm='w/ U', kind='epsilons', epoch=1, psnr=3., ssim=.1, r1=0.))
+    decided = [h for h in rows if h['arm']=='w/ U' and h['kind']=='decision']
+    for h in decided[:2]: h['action'] = 'upgrade'   # as the rule would not have it
     path.write_text(''.join(json.dumps(r)+'\n' for r in rows))
-    assert Explorer.of_run(run).validations==before.validations
+    after = Explorer.of_run(run)
+    assert after.validations==before.validations and after.actions==[h['action'] for h in decided]!=before.actions
+    page = after.widget().children[-1].value
+    assert 'Its epsilons were moved' in page and f'<b>2</b></td><th scope="row">of {len(decided)} decisions unlike' in page
+    page = before.widget().children[-1].value
+    assert 'were moved' not in page and f'<b>0</b></td><th scope="row">of {len(decided)} decisions unlike' in page
     main(['report', str(run)])
     assert (run/'report.html').stat().st_size>1000
 
@@ -104,6 +109,32 @@ def test_rows_of_changed_epsilons_are_tolerated(run):
 def test_a_broken_run_is_a_sentence(run, spoil, says):
     spoil(run)
     assert says in sentence(explore(run))
+
+def rewrite(path, **changes): path.write_text(json.dumps(json.loads(path.read_text())|changes))
+
+@pytest.mark.parametrize('spoil, says', [
+    (lambda run: (run/'results.json').write_text('[]'), 'results.json does not hold the results'),
+    (lambda run: rewrite(run/'results.json', base_r1='x'), "'x', not a number: results.json"),
+    (lambda run: rewrite(run/'results.json', base_r1=float('nan')), 'nan, not a number: results.json'),
+    (lambda run: rewrite(run/'config.json', eps_psnr='much'), 'not three numbers: config.json'),
+    (lambda run: (run/'history.jsonl').write_text(re.sub('"epoch": [0-9]+', '"epoch": 0', (run/'history.jsonl').read_text())), 'order of their epochs, from 1 on (0, 0, 0, 0, 0, 0, 0, 0, 0): history.jsonl'),
+], ids=['results a list', 'base text', 'base nan', 'epsilon text', 'epoch 0'])
+def test_a_wrong_value_is_a_sentence(run, spoil, says):
+    spoil(run)
+    assert says in html.unescape(sentence(explore(run)))
+
+def test_buttons_set_the_exact_values(run):
+    "Values between the steps of a slider, or beyond its ends."
+    rewrite(run/'config.json', eps_psnr=-2.13, eps_ssim=.0512)
+    own = Explorer.of_run(run)
+    *controls,buttons,view = own.widget().children
+    paper,back = buttons.children
+    for button,eps in ((paper, Epsilons()), (back, Epsilons(-2.13, .0512)), (paper, Epsilons())):
+        button.click()
+        assert Epsilons(*(c.value for c in controls))==eps and view.value==own.view(eps)
+    assert (controls[0].min, controls[1].min)==(-2.15, -.2)   # on the grid, so that the paper's values are
+
+def test_numbers_say_whose_they_are(): assert 'epoch 9, on validation people: rank-1' in (page := Explorer.of_run(demo_run())._repr_html_()) and '(raw query, protected gallery); protected' in page
 
 def test_spans_against_a_walk_through_the_epochs():
     "Ask for each single epoch what the last decision before it was."
@@ -177,14 +208,20 @@ def test_nothing_failed_is_said():
     v.choose(order='false first match')
     assert v.query is None and v.pages==1 and v.shown==[] and 'no first match' in v.to_html()
 
-def test_missing_pictures_and_weights_are_sentences(tiny_market, tmp_path):
+@pytest.fixture
+def market_run(tiny_market, tmp_path):
+    "A run of two arms on pictures of Market-1501's layout, whose networks have learned nothing; returns folder and root of the pictures."
     root,run = tiny_market(), tmp_path/'run'
     cfg = preset('demo', data='market1501', root=str(root), ngf=4)
     data = load_data(cfg.data, cfg.root, cfg.size, cfg.seed)
     people = len(data.train.pids.unique())
-    write_json(asdict(cfg)|dict(run=dict(arms=['w/o U'], identities=people)), run/'config.json')
+    write_json(asdict(cfg)|dict(run=dict(arms=['Base', 'w/o U', 'w/ U'], identities=people)), run/'config.json')
     save_split(data, run/'split.json')
-    save_arm(Arm('w/o U', AGW(people, 'mini'), UNetGenerator(cfg.size, 4), UNetGenerator(cfg.size, 4)), run)
+    for name,nets in {'Base': 0, 'w/o U': 2}.items(): save_arm(Arm(name, AGW(people, 'mini'), *(UNetGenerator(cfg.size, 4) for _ in range(nets))), run)
+    return run, root
+
+def test_missing_pictures_and_weights_are_sentences(market_run, tmp_path):
+    run,root = market_run
     assert not isinstance(view(run), ipywidgets.HTML)
     (run/'without-u'/'recovery.safetensors').rename(tmp_path/'away')
     assert 'recovery.safetensors is missing' in sentence(view(run))
@@ -194,14 +231,50 @@ def test_missing_pictures_and_weights_are_sentences(tiny_market, tmp_path):
     shutil.rmtree(root)
     assert str(root) in sentence(view(run))
 
-# ---- Colab
+def test_only_finished_arms_are_offered(market_run):
+    "A killed run can be looked at as far as it came."
+    run,_ = market_run
+    v = Viewer(run)
+    assert (v.arms, v.arm)==(['Base', 'w/o U'], 'w/o U')
+    for folder in ('base', 'without-u'): (run/folder/'arm.json').unlink()
+    assert 'no finished arm yet' in sentence(view(run))
 
-def test_on_colabs_ipywidgets(tmp_path, monkeypatch):
-    "The lesson runs with ipywidgets 7.7.1, which Colab has."
-    pip = subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', tmp_path, 'ipywidgets==7.7.1', 'ipython_genutils'], capture_output=True, text=True)
-    if pip.returncode: (pytest.fail if os.environ.get('CI')=='true' else pytest.skip)(f'ipywidgets 7.7.1 cannot be installed: {pip.stderr.strip().splitlines()[-1]}')
-    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(filter(None, [str(tmp_path), os.environ.get('PYTHONPATH')])))
-    nb = nbformat.read(ROOT/'nbs'/'10_widgets.ipynb', 4)
-    nb.cells.insert(0, nbformat.v4.new_code_cell("import ipywidgets\nassert ipywidgets.__version__=='7.7.1'"))
-    NotebookClient(nb, timeout=300, kernel_name='python3').execute()
-    assert any('application/vnd.jupyter.widget-view+json' in o.get('data', {}) for c in nb.cells for o in c.get('outputs', []))
+def test_an_order_that_an_arm_lacks(market_run):
+    "It gives way when the arm changes; asked for, it is refused."
+    v = Viewer(market_run[0])
+    for order,after in (('worst recovery', 'all queries'), ('false first match', 'false first match')):
+        v.choose(arm='w/o U', order=order)
+        v.choose(arm='Base')
+        assert (v.arm, v.order)==('Base', after)
+    with pytest.raises(ValueError, match='recovers nothing'): v.choose(order='worst recovery')
+    assert v.order=='false first match'
+
+@pytest.mark.parametrize('spoil, says', [
+    (lambda run: (run/'without-u'/'arm.json').write_text('[]'), 'arm.json'),
+    (lambda run: rewrite(run/'config.json', run=dict(identities=4)), 'config.json'),
+    (lambda run: rewrite(run/'config.json', run=dict(identities=4, arms=['w/ V'])), 'w/ V'),
+], ids=['arm a list', 'no arms', 'unknown arm'])
+def test_a_broken_run_folder_is_a_sentence_in_the_viewer(market_run, spoil, says):
+    run,_ = market_run
+    spoil(run)
+    assert says in html.unescape(sentence(view(run)))
+
+def test_progress_where_it_takes_a_while(monkeypatch):
+    "A bar for the pictures of a big test set, raw and protected; none for a small one."
+    bars = []
+    class Bar(viewer.tqdm):
+        def __init__(self, *args, **kwargs): super().__init__(*args, **kwargs|dict(file=io.StringIO())); bars.append((self, not self.disable))   # closed, it is disabled
+    monkeypatch.setattr(viewer, 'tqdm', Bar)
+    for q,n in ((5, 20), (100, 500)):
+        r,_ = fake(q, n)
+        del r.features
+        r.arm.reid = lambda x: x.flatten(1)[:,:3]
+        assert r.features['raw'][0].shape==(q,3)
+    (_, small),(bar, big) = bars
+    assert (small, big, bar.n, bar.total)==(False, True, 1200, 1200)
+
+@pytest.mark.parametrize('there, device', [(True, 'cuda'), (False, 'cpu')])
+def test_device_is_a_gpu_where_there_is_one(monkeypatch, there, device):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: there)
+    monkeypatch.setattr(Viewer, 'choose', lambda *args, **kwargs: None)
+    assert (Viewer('run').device, Viewer('run', device='cpu').device)==(device, 'cpu')

@@ -41,19 +41,23 @@ def serve(tmp_path):
     yield start
     for s in servers: s.shutdown()
 
-def eventful():
+def eventful(eps=Epsilons()):
     "A history in which every kind of decision happens, and a measurement is broken."
     rows = ((19.,.40,.30), (20.5,.52,.50), (20.9,.53,.62), (22.,.50,.70), (20.2,.54,.66), (float('nan'),.50,.80), (20.7,.56,.75), (20.6,.53,.74))
-    return Explorer([Validation(5*(i+1), p, s, 20., .5, r) for i,(p,s,r) in enumerate(rows)], .45, title='<i>a hostile & "quoted" name</i>')
+    return Explorer([Validation(5*(i+1), p, s, 20., .5, r) for i,(p,s,r) in enumerate(rows)], .45, eps, title='<i>a hostile & "quoted" name</i>')
+
+def told(explorer, eps): return outcome(explorer.decisions(eps), explorer.actions)
 
 def check_figure(figure, explorer, eps):
     "Picture and numbers are what Python makes of these epsilons."
-    want,now = explorer.moving(eps), outcome(explorer.decisions(eps), explorer.decisions(explorer.eps))
+    want,now = explorer.moving(eps), told(explorer, eps)
     assert figure.locator('td b').all_inner_texts()==list(now.values())
     assert figure.locator('.mark').evaluate_all('ms => ms.map(m => m.dataset.is)')==want['marks']
     assert figure.locator('.bar').evaluate_all('bs => bs.map(b => b.dataset.is)')==want['bars']
     number = lambda path: [float(x) for x in re.findall(r'[\d.]+', path)]
     for got,path in zip(figure.locator('.limit').evaluate_all("ls => ls.map(l => l.getAttribute('d'))"), want['limits']): assert number(got)==pytest.approx(number(path), abs=.006)
+
+MOVES = (('ssim', 'ArrowRight', 20, .005), ('psnr', 'ArrowLeft', 22, -.05), ('r1', 'ArrowLeft', 30, -.005))   # each changes the numbers of the demo run
 
 # ---- a page without a kernel
 
@@ -70,32 +74,46 @@ def test_rule_in_javascript_is_the_rule_in_python(page):
     assert answers==want
     assert {d[0] for ds in want for d in ds}=={'upgrade', 'keep', 'fall back'}
 
-def test_sliders_by_keyboard(page, serve, tmp_path):
-    "Each slider moves picture and numbers as Python says, in one of two copies, and only there."
-    explorer = eventful()
+@pytest.mark.parametrize('own', [Epsilons(), Epsilons(.33, .0512), Epsilons(-2.13)], ids=['paper', 'between steps', 'beyond the end'])
+def test_sliders_by_keyboard(page, serve, tmp_path, own):
+    "Each slider moves picture and numbers as Python says, in one of two copies, and only there. The buttons know the exact values."
+    explorer = eventful(own)
     (tmp_path/'index.html').write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><link rel="icon" href="data:,"><title>t</title><body>{explorer._repr_html_()}{explorer._repr_html_()}</body></html>', encoding='utf-8')
     address = serve(tmp_path)
     page.goto(address)
     first,second = page.locator('figure.privreid').all()
     expect(first).to_contain_text('<i>a hostile & "quoted" name</i>')
-    check_figure(first, explorer, explorer.eps)
-    eps = explorer.eps
-    for key,press,times,step in (('psnr', 'ArrowRight', 24, .05), ('ssim', 'ArrowLeft', 5, -.005), ('r1', 'ArrowLeft', 30, -.005)):
+    check_figure(first, explorer, own)
+    eps = own
+    for key,press,times,step in (('psnr', 'ArrowRight', 60, .05), ('ssim', 'ArrowRight', 5, .005), ('r1', 'ArrowLeft', 30, -.005)):
         page.keyboard.press('Tab')
         slider = first.locator(f'input[name={key}]')
         expect(slider).to_be_focused()
         for _ in range(times): page.keyboard.press(press)
         eps = replace(eps, **{key: float(slider.input_value())})
-        assert getattr(eps, key)==pytest.approx(getattr(explorer.eps, key)+times*step)
+        assert getattr(eps, key)==pytest.approx(getattr(own, key)+times*step, abs=abs(step)/2)   # it starts on the step next to it
         check_figure(first, explorer, eps)
-    changed = outcome(explorer.decisions(eps), explorer.decisions(explorer.eps))
-    assert int(list(changed.values())[-1])>0   # the test moves something
-    check_figure(second, explorer, explorer.eps)
-    page.keyboard.press('Tab')
-    page.keyboard.press('Enter')
-    check_figure(first, explorer, Epsilons())
+    assert int(list(told(explorer, eps).values())[-1])>0   # the test moves something
+    check_figure(second, explorer, own)
+    for want in (Epsilons(), own):   # two buttons
+        page.keyboard.press('Tab')
+        page.keyboard.press('Enter')
+        check_figure(first, explorer, want)
+        for name,value,digits,unit in (('psnr', want.psnr, 2, ' dB'), ('ssim', want.ssim, 3, ''), ('r1', want.r1, 3, '')):
+            assert first.locator(f'label:has([name={name}]) output').inner_text()==f'{value:.{digits}f}{unit}'
     assert page.hosts<={address.split('/')[2], 'inline'}
     assert not page.errors
+
+def test_moved_epsilons_without_a_kernel(page):
+    "The script compares with what was decided, as Python does."
+    e = eventful()
+    e = Explorer(e.validations, e.base_r1, e.eps, e.title, ['keep']*len(e.validations), moved=True)
+    page.set_content(e._repr_html_())
+    figure = page.locator('figure.privreid')
+    expect(figure).to_contain_text('Its epsilons were moved')
+    figure.get_by_role('button', name="the run's own").press('Enter')   # the script writes the numbers anew
+    check_figure(figure, e, e.eps)
+    assert int(list(told(e, e.eps).values())[-1])>0 and not page.errors
 
 def test_light_dark_phone_and_no_script(browser, page, serve, tmp_path):
     (tmp_path/'index.html').write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><link rel="icon" href="data:,"><title>t</title><body>{eventful()._repr_html_()}</body></html>', encoding='utf-8')
@@ -124,12 +142,15 @@ def test_explorer_on_the_site(site, page, serve):
     address = serve(site)
     page.goto(f'{address}/10_widgets.html')
     explorer,figure = Explorer.of_run(demo_run()), page.locator('figure.privreid')
-    check_figure(figure, explorer, explorer.eps)
-    figure.locator('input[name=ssim]').focus()
-    for _ in range(20): page.keyboard.press('ArrowRight')
-    eps = replace(explorer.eps, ssim=float(figure.locator('input[name=ssim]').input_value()))
-    assert eps.ssim==pytest.approx(explorer.eps.ssim+.1)
+    eps = explorer.eps
     check_figure(figure, explorer, eps)
+    for key,press,times,step in MOVES:
+        figure.locator(f'input[name={key}]').focus()
+        for _ in range(times): page.keyboard.press(press)
+        eps,before = replace(eps, **{key: float(figure.locator(f'input[name={key}]').input_value())}), eps
+        assert getattr(eps, key)==pytest.approx(getattr(before, key)+times*step)
+        assert told(explorer, eps)!=told(explorer, before)   # something moves
+        check_figure(figure, explorer, eps)
     assert not page.errors and page.hosts<={address.split('/')[2], 'inline'}
 
 # ---- JupyterLab
@@ -147,7 +168,8 @@ from privreid.widgets import LiveEpsilons, start
 street = SyntheticPedestrians(train_ids=10, test_ids=4, size=(64,32)).draw()
 cfg = preset('demo', epochs=10_000, batch=16, validate_every=1, ngf=4, ndf=4)
 trainer = Trainer(JointTraining(cfg, 8, Accelerator(cpu=True)), street.train, Supervision(Blur()), [Validate(street), Upgradation(.1, Epsilons(psnr=-2., ssim=-.2)), LiveEpsilons()])
-start(trainer).add_done_callback(lambda _: Path('history.json').write_text(json.dumps(trainer.history)))''', '''from privreid.viewer import view
+def keep(_): Path('part').write_text(json.dumps(trainer.history)); Path('part').rename('history.json')
+start(trainer).add_done_callback(keep)''', '''from privreid.viewer import view
 view('small run')'''
 
 @pytest.fixture(scope='module')
@@ -202,6 +224,7 @@ def test_widgets_in_jupyterlab(lab, page):
     page.goto(f'{address}/doc/tree/widgets.ipynb')
     expect(page.locator('.jp-CodeCell')).to_have_count(3)
     page.wait_for_function("window.jupyterapp && jupyterapp.commands.isEnabled('notebook:run-all-cells')")
+    expect(page.get_by_role('button', name=re.compile(r'\| Idle$'))).to_be_visible()   # cells that are run before there is a kernel are forgotten
     page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
     cells = page.locator('.jp-CodeCell').all()
     sliders,readouts = (cells[0].locator(f'.widget-{kind}') for kind in ('slider .noUi-handle', 'readout'))
@@ -210,16 +233,22 @@ def test_widgets_in_jupyterlab(lab, page):
     explorer,figure = Explorer.of_run(demo_run()), cells[0].locator('figure.privreid')
     expect(figure).to_be_visible(timeout=180_000)
     hear(figure, explorer, explorer.eps)
-    for i,(key,times) in enumerate(dict(psnr=15, ssim=40, r1=20).items()):
+    eps = explorer.eps
+    for key,press,times,step in MOVES:
+        i,before,eps = list(asdict(eps)).index(key), eps, replace(eps, **{key: round(getattr(eps, key)+times*step, 3)})
+        assert told(explorer, eps)!=told(explorer, before)   # something moves
         sliders.nth(i).focus()
-        for _ in range(times): page.keyboard.press('ArrowLeft' if key=='psnr' else 'ArrowRight')
-        expect(readouts.nth(i)).not_to_have_text(f'{getattr(explorer.eps, key):.{2 if key=="psnr" else 3}f}')
-        eps = Epsilons(*(float(r) for r in readouts.all_inner_texts()))
+        for _ in range(times): page.keyboard.press(press)
+        expect(readouts.nth(i)).to_have_text(f'{getattr(eps, key):.{2 if key=="psnr" else 3}f}'.replace('-', '\N{MINUS SIGN}'))
         hear(figure, explorer, eps)
-    assert eps==Epsilons(.25, .25, .15)
-    cells[0].get_by_role('button', name="paper's values").focus()
-    page.keyboard.press('Enter')
-    hear(figure, explorer, Epsilons())
+    for name,want in (("paper's values", Epsilons()), ("the run's own", explorer.eps)):
+        sliders.nth(0).focus()
+        page.keyboard.press('ArrowRight')
+        hear(figure, explorer, replace(eps, psnr=round(eps.psnr+.05, 2)))
+        cells[0].get_by_role('button', name=name).focus()
+        page.keyboard.press('Enter')
+        hear(figure, explorer, want)
+        eps = want
 
     # the rule of a training that goes on
     live = cells[1]
@@ -231,6 +260,9 @@ def test_widgets_in_jupyterlab(lab, page):
     live.get_by_role('button', name='stop training').focus()
     page.keyboard.press('Enter')
     expect(live).to_contain_text('stopped by hand')
+    for _ in range(PATIENCE//100):   # the panel hears of the end first
+        if (root/'history.json').exists(): break
+        page.wait_for_timeout(100)
     rows = json.loads((root/'history.json').read_text())
     moved = [i for i,h in enumerate(rows) if h['kind']=='epsilons']
     assert (rows[moved[-1]]['psnr'], rows[moved[-1]]['ssim'])==(4., .3)
@@ -246,6 +278,18 @@ def test_widgets_in_jupyterlab(lab, page):
     expect(seen.locator('figcaption')).to_contain_text(f'query {viewer.query} of')
     want = [f'{"✓" if m.right else "✕"} {m.distance:.2f}' for s in viewer.results.settings for m in viewer.results.ranking(s, viewer.query)]
     assert [t.strip().split('\n')[0] for t in seen.locator('li:is(.right, .wrong)').all_inner_texts()]==want
+    zoom,turn = (seen.locator('.widget-slider', has_text=name).locator('.noUi-handle') for name in ('zoom', 'page'))
+    stages,thumbs = seen.locator('.stages img'), seen.locator('button.jupyter-button:visible')
+    zoom.focus()
+    for _ in range(2): page.keyboard.press('ArrowRight')
+    want = re.findall(r'width="(\d+)"', viewer.stages_html(4))   # screen pixels of one pixel: 2, and two more
+    expect(stages.first).to_have_attribute('width', want[0])
+    assert stages.evaluate_all('is => is.map(i => String(i.getBoundingClientRect().width))')==want!=re.findall(r'width="(\d+)"', viewer.stages_html())
+    turn.focus()
+    page.keyboard.press('ArrowRight')
+    viewer.turn(1)
+    expect(thumbs.first).to_have_text(str(viewer.shown[0]))
+    assert [int(b) for b in thumbs.all_inner_texts()]==viewer.shown and viewer.page==1
     seen.locator('select').nth(1).select_option('Base')
     seen.locator('select').nth(3).select_option('worst recovery')
     expect(seen.get_by_role('alert')).to_contain_text('recovers nothing')
