@@ -8,9 +8,9 @@ __all__ = ['SPLITS', 'SOURCES', 'IMAGES', 'MSMT17_VERSIONS', 'FOLDERS', 'READERS
            'known_split', 'match_names', 'read_manifest', 'one_query_per_camera', 'divide', 'image_folder', 'list_data',
            'load_data', 'save_split', 'read_split']
 
-# %% ../nbs/00c_datasets.ipynb #1dedfc12
+# %% ../nbs/00c_datasets.ipynb #a792d6fd
 import csv, io, json, os, re, tempfile, warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from hashlib import sha256
 from inspect import signature
@@ -23,7 +23,7 @@ from PIL import Image
 from .data import PARTS, ReidData, Split, SyntheticPedestrians, choose_queries, split_validation
 from .files import atomic, cache_dir, decode, fingerprint, stamp
 
-# %% ../nbs/00c_datasets.ipynb #8ebfb2b8
+# %% ../nbs/00c_datasets.ipynb #0843e8d1
 SPLITS = 'train', 'query', 'gallery'
 
 class Record(NamedTuple):
@@ -45,6 +45,10 @@ class Listing:
     def __post_init__(self):
         for part in SPLITS:
             if not getattr(self, part): raise ValueError(f'{self.root} holds no image for {part}.')
+        name,times = Counter(r.name for part in SPLITS for r in getattr(self, part)).most_common(1)[0]
+        if times>1:
+            places = ', '.join(f'{part} as person {r.pid}' for part in SPLITS for r in getattr(self, part) if r.name==name)
+            raise ValueError(f'{self.root}: {name} is listed {times} times ({places}): keep one line.')
     def __repr__(self):
         def line(part):
             records = getattr(self, part)

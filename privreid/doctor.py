@@ -45,7 +45,7 @@ def found(level:str, what:str, todo:str, names:list[str]=())->Finding:
     "A finding about `names`; the first three stand for all."
     return Finding(level, what.rstrip('.'), todo, len(names), list(names[:3]))
 
-# %% ../nbs/00d_doctor.ipynb #4b51b671
+# %% ../nbs/00d_doctor.ipynb #017f6d21
 class Look(NamedTuple):
     "What a look into one file tells."
     digest:bytes=b''        # hash of the file, empty where the image cannot be read
@@ -62,7 +62,7 @@ def look(path:Path)->Look:
 
 def look_at_all(listing:Listing)->dict[str,Look]: # by name
     "Look into every listed file, several at a time."
-    names = list(dict.fromkeys(r.name for part in SPLITS for r in getattr(listing, part)))
+    names = [r.name for part in SPLITS for r in getattr(listing, part)]
     with ThreadPoolExecutor() as pool:
         return dict(zip(names, tqdm(pool.map(lambda n: look(listing.root/n), names), total=len(names), desc='examining', disable=None, leave=False)))
 
@@ -111,13 +111,13 @@ def check_queries(listing:Listing, looks:dict)->Iterator[Finding]:
     alone = [r.name for r in listing.query if not cams[r.pid]-{r.cam}]
     if alone: yield found('fatal' if len(alone)==len(listing.query) else 'warning', 'Queries without a match under another camera', 'They cannot be answered and are left out of every score.', alone)
 
-# %% ../nbs/00d_doctor.ipynb #3a7bf508
+# %% ../nbs/00d_doctor.ipynb #bafc623b
 def check_duplicates(listing:Listing, looks:dict)->Iterator[Finding]:
     "The same bytes twice: within a part, across the parts, under two identities."
     copies = defaultdict(dict)                    # digest -> name -> (part, identity)
     for part in SPLITS:
         for r in getattr(listing, part):
-            if looks[r.name].digest: copies[looks[r.name].digest].setdefault(r.name, (part, r.pid))
+            if looks[r.name].digest: copies[looks[r.name].digest][r.name] = part, r.pid
     kinds = defaultdict(list)
     for same in copies.values():
         if len(same)<2: continue

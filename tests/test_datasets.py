@@ -184,6 +184,12 @@ def test_msmt_files_and_lists_must_agree(tmp_path, one_line):
     with pytest.raises(FileNotFoundError) as e: msmt17(root)
     one_line(e.value, '1 images', gone.name)
 
+def test_msmt_list_with_a_line_twice(tmp_path, one_line):
+    path = make_msmt(tmp_path)/'list_gallery.txt'
+    path.write_text(path.read_text()+path.read_text().splitlines()[0]+'\n')
+    with pytest.raises(ValueError) as e: msmt17(tmp_path)
+    one_line(e.value, tmp_path, 'test/0000/0000_001_01_0303morning_0008_1.jpg', 'listed 2 times (gallery as person 7, gallery as person 7)')
+
 def test_msmt_without_root(tmp_path, one_line):
     for root,missing in ((tmp_path/'none', 'none'), (tmp_path, 'train')):
         with pytest.raises(FileNotFoundError) as e: msmt17(root)
@@ -368,6 +374,17 @@ def test_manifest_mistakes(tmp_path, one_line, text, named):
     if 'c.png' in text: assert 'line 4' in str(e.value)                   # the name itself has two lines
     else: one_line(e.value, tmp_path, *named)
 
+@pytest.mark.parametrize('again,named', [('a1.png,b,1,gallery', 'train as person 1, gallery as person 2'), ('a1.png,b,1,train', 'train as person 1, train as person 2'), ('q2.png,q,2,query', 'query as person 3, gallery as person 3')])
+def test_a_picture_is_listed_once(tmp_path, one_line, again, named):
+    "Twice would be a leak, a contradiction or a gift; the doctor agrees."
+    rows = [f'{who}{c}.png,{who},{c},{part}' for who,parts in (('a', ['train']*2), ('b', ['train']*2), ('q', ['query', 'gallery'])) for c,part in enumerate(parts, 1)]
+    for row in rows: put(tmp_path/row.split(',')[0])
+    (tmp_path/'manifest.csv').write_text('\n'.join(['path,identity,camera,split', *rows]))
+    assert len(image_folder(tmp_path).train)==4
+    (tmp_path/'manifest.csv').write_text('\n'.join(['path,identity,camera,split', *rows, again]))
+    with pytest.raises(ValueError) as e: image_folder(tmp_path)
+    one_line(e.value, tmp_path, again.split(',')[0], f'listed 2 times ({named})', 'keep one line')
+
 def test_manifest_that_is_no_text(tmp_path, one_line):
     (tmp_path/'m.csv').write_bytes('path,identity,camera\nü.png,x,1\n'.encode('latin-1'))
     with pytest.raises(ValueError) as e: image_folder(tmp_path/'m.csv')
@@ -419,7 +436,7 @@ def test_one_query_per_camera(cams):
 def test_validation_of_a_listing(n, seed):
     "4:1 within one identity, through a listing: nobody is decoded for it."
     records = [Record(f'{p}_{c}_{j}', p, c) for p in range(1, n+1) for c in (1, 2) for j in range(5)]
-    listing = Listing('x', Path('nowhere'), records, records[:1], records[:1])
+    listing = Listing('x', Path('nowhere'), records, [Record('q', n+1, 1)], [Record('g', n+1, 2)])
     listing.read = lambda part, size: S.Split(torch.zeros(len(getattr(listing, part)), 3, 1, 1, dtype=torch.uint8), torch.tensor([r.pid for r in getattr(listing, part)]), torch.tensor([r.cam for r in getattr(listing, part)]), [r.name for r in getattr(listing, part)])
     data,again = listing.load(SIZE, seed), listing.load(SIZE, seed)
     held = data.val_gallery.pids.unique().tolist()

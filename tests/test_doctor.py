@@ -114,6 +114,16 @@ def test_what_cannot_be_listed_is_fatal(tmp_path, root):
     result = examine('market1501', tmp_path/root)
     assert result.exit_code==2 and str(tmp_path/root) in result.findings[0].what and json.dumps(result.to_dict()) and 'zheng-lab' in repr(result)
 
+def test_a_file_that_is_listed_twice_is_fatal(tmp_path):
+    "Once in training and once, as somebody else, in the gallery: no hash is needed to refuse it."
+    for who in 'abcd':
+        for name in ('1_a', '1_b', '2_a'): put(tmp_path/who/f'{name}.png')
+    rows = [f'{p.relative_to(tmp_path).as_posix()},{p.parent.name},{p.name[0]},{"train" if p.parent.name<"c" else "gallery" if p.name[0]=="2" else "query"}' for p in sorted(tmp_path.rglob('*.png'))]
+    for more,code in (([], 0), (['a/1_a.png,c,1,gallery'], 2)):
+        (tmp_path/'manifest.csv').write_text('\n'.join(['path,identity,camera,split', *rows, *more]))
+        result = examine('folder', tmp_path)
+        assert result.exit_code==code and (not more or 'a/1_a.png is listed 2 times' in result.findings[0].what), result
+
 def test_msmt_versions(tmp_path):
     for version,folders in (('V1', ()), ('V2', ('mask_train_v2', 'mask_test_v2'))):
         result = examine('msmt17', make_msmt(tmp_path/version, *folders))
