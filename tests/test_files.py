@@ -130,6 +130,16 @@ def test_the_result_serves_a_split(photos):
     assert torch.equal(split[torch.tensor([4,1])].images, by_pillow([paths[4], paths[1]]))
     assert torch.equal(split.images.to('cpu', torch.float32), by_pillow(paths).float()) and split.size==SIZE
 
+def test_threads_do_not_run_away_from_a_slow_disk(monkeypatch):
+    "However long the writer pauses, only so many images wait for it in memory."
+    n,begun,most = 3*files.AHEAD+1, [], 0
+    monkeypatch.setattr(files, 'read_image', lambda path, size: begun.append(path) or np.full((*size,3), path, np.uint8))
+    for taken,im in enumerate(files.decoded([i%251 for i in range(n)], (2,1)), 1):
+        if taken%100==1: time.sleep(.1)
+        most = max(most, len(begun)-taken)
+        assert (im==(taken-1)%251).all()
+    assert taken==len(begun)==n and 0<most<files.AHEAD
+
 def test_a_bar_when_there_is_much_to_do(photos, capsys):
     path, = photos(1, (2,2))
     decode([path]*999, (2,2)); assert 'decoding' not in capsys.readouterr().err
