@@ -60,7 +60,7 @@ AILMENTS = {  # name: (what happens, level, words of the finding, an example tha
     'double':      (lambda r: (r/TEST.format(5,2)).rename(r/(TEST.format(5,2)+'.jpg')), 'note', 'double ending', TEST.format(5,2)+'.jpg'),
     'misnamed':    (lambda r: put(r/'query'/'holiday.jpg'), 'warning', 'names are not understood', 'query/holiday.jpg')}
 
-@pytest.mark.filterwarnings("ignore:.*left out")
+@pytest.mark.filterwarnings("ignore:.*left out", "ignore:.*both in training")
 @pytest.mark.parametrize('ailment', AILMENTS)
 def test_each_ailment_is_found_alone(well, monkeypatch, ailment):
     happens,level,words,example = AILMENTS[ailment]
