@@ -276,20 +276,22 @@ def match_names(
         else: misnamed.append(name)
     return rows, dict(foreign=foreign, misnamed=misnamed)
 
-# %% ../nbs/00c_datasets.ipynb #8b0e8463
+# %% ../nbs/00c_datasets.ipynb #455f13af
 def read_manifest(path:Path)->list[Row]:
     "The rows of a CSV file with the columns path,identity,camera[,split]; paths are relative to its folder."
     try: text = path.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError: raise ValueError(f'{path} is not text in UTF-8: save it again as a CSV file in UTF-8.') from None
-    reader,rows = csv.DictReader(io.StringIO(text, newline=''), skipinitialspace=True), []
-    lacks = [c for c in ('path', 'identity', 'camera') if c not in (reader.fieldnames or [])]
-    if lacks: raise ValueError(f"{path}, line 1: column '{lacks[0]}' is missing; a manifest has the columns path,identity,camera and, if you like, split.")
-    for line in reader:
-        at = f'{path}, line {reader.line_num}'
-        row = Row(line['path'], line['identity'], line['camera'], *([known_split(line['split'], at)] if 'split' in line else []))
-        if not all(row[:3]): raise ValueError(f'{at}: path, identity or camera is empty.')
-        if not (path.parent/row.name).is_file(): raise FileNotFoundError(f'{at}: {path.parent/row.name} is not there.')
-        rows.append(row)
+    reader,rows = csv.DictReader(io.StringIO(text, newline=''), skipinitialspace=True, strict=True), []
+    try:
+        lacks = [c for c in ('path', 'identity', 'camera') if c not in (reader.fieldnames or [])]
+        if lacks: raise ValueError(f"{path}, line 1: column '{lacks[0]}' is missing; a manifest has the columns path,identity,camera and, if you like, split.")
+        for line in reader:
+            at = f'{path}, line {reader.line_num}'
+            row = Row(line['path'], line['identity'], line['camera'], *([known_split(line['split'], at)] if 'split' in line else []))
+            if not all(row[:3]): raise ValueError(f'{at}: path, identity or camera is empty.')
+            if not (path.parent/row.name).is_file(): raise FileNotFoundError(f'{at}: {path.parent/row.name} is not there.')
+            rows.append(row)
+    except csv.Error as e: raise ValueError(f'{path}, line {reader.line_num+1}: {e}; is a quote left open, or one too many?') from None   # `line_num` is that of the last good row
     return rows
 
 # %% ../nbs/00c_datasets.ipynb #742c5a8e

@@ -378,7 +378,9 @@ def test_given_splits_are_kept(tmp_path):
 @pytest.mark.parametrize('text,named', [('path,identity\na.png,x\n', ['line 1', "'camera'"]), ('', ['line 1', "'path'"]), ('path,identity,camera\na.png,x,1\n\nb.png,x,1\n', ['line 4', 'b.png']),
     ('path,identity,camera,split\na.png,x,1,train\na.png,x,1,validation\n', ['line 3', "'validation'", 'query']), ('path,identity,camera,split\na.png,x,1\n', ['line 2', 'split']),
     ('path,identity,camera\na.png,,1\n', ['line 2', 'empty']), ('path,identity,camera\na.png\n', ['line 2', 'empty']), ('path;identity;camera\na.png;x;1\n', ['line 1', "'path'"]),
-    ('path,identity,camera\n"a.png",x,1\n"b\nc.png",x,1\n', ['line 4']), ('path,identity,camera\n', ['identity'])])
+    ('path,identity,camera\n"a.png",x,1\n"b\nc.png",x,1\n', ['line 4']), ('path,identity,camera\n', ['identity']),
+    ('path,identity,camera\na.png,x,1\n"a.png,x,1\n'+'a.png,x,1\n'*20_000, ['line 3', 'field limit', 'quote']), ('path,identity,camera,remark\na.png,x,1,"well\na.png,y,1,\n', ['line 2', 'quote']),
+    ('path,identity,"camera\na.png,x,1\n', ['line 1', 'quote']), ('path,identity,camera\n"a.png"b,x,1\n', ['line 2', 'quote'])])
 def test_manifest_mistakes(tmp_path, one_line, text, named):
     put(tmp_path/'a.png'); (tmp_path/'m.csv').write_text(text)
     with pytest.raises((ValueError, FileNotFoundError)) as e: image_folder(tmp_path/'m.csv')
