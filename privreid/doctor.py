@@ -25,7 +25,7 @@ from .data import show_pictures, to_float, to_uint8
 from .datasets import READERS, SPLITS, Listing, list_data, people_of
 from .files import atomic, read_image
 
-# %% ../nbs/00d_doctor.ipynb #bf770ae7
+# %% ../nbs/00d_doctor.ipynb #b24a0493
 LEVELS = 'note', 'warning', 'fatal'
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class Finding:
     what:str        # what it is, without its number
     todo:str        # what to do about it
     count:int       # how many files or people it is about
-    where:list[str] # a few of them
+    where:list[str] # all of them; three are printed
 
     def __str__(self):
-        more = ', ...' if self.count>len(self.where) else ''
-        return '\n'.join([f'{self.level:8} {self.what}'+(f': {self.count}' if self.count else '.')]+[f'         {line}' for line in (', '.join(self.where)+more, self.todo) if line])
+        where = ', '.join(self.where[:3]+['...']*(self.count>3))
+        return '\n'.join([f'{self.level:8} {self.what}'+(f': {self.count}' if self.count else '.')]+[f'         {line}' for line in (where, self.todo) if line])
 
 def found(level:str, what:str, todo:str, names:list[str]=())->Finding:
-    "A finding about `names`; the first three stand for all."
-    return Finding(level, what.rstrip('.'), todo, len(names), list(names[:3]))
+    "A finding about `names`."
+    return Finding(level, what.rstrip('.'), todo, len(names), list(names))
 
 # %% ../nbs/00d_doctor.ipynb #017f6d21
 class Look(NamedTuple):
