@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-# %% ../nbs/00b_files.ipynb #ea4d43c4
+# %% ../nbs/00b_files.ipynb #7816af9c
 def read_image(
     path:Path,
     size:tuple[int,int], # H, W
@@ -26,7 +26,7 @@ def read_image(
     "Decode one image, turn it upright, bring it to 8 bits and RGB, resize it (bilinear, antialiased)."
     try:
         with Image.open(path) as im:
-            im = ImageOps.exif_transpose(im)
+            ImageOps.exif_transpose(im, in_place=True)
             if im.mode.startswith('I'): im = Image.fromarray((np.asarray(im).clip(0, 65535)/257).round().astype(np.uint8))   # 16 bits
             if im.mode=='P': im = im.convert('RGBA')   # a palette with transparency: its colours as they are
             return np.asarray(im.convert('RGB').resize(size[::-1], Image.BILINEAR))
