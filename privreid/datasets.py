@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'SOURCES', 'IMAGES', 'MSMT17_VERSIONS', 'FOLDERS', 'READERS', 'Record', 'people_of', 'Listing', 'require',
-           'find_images', 'market1501', 'read_list', 'all_there', 'msmt17', 'read_protocol', 'extract_cuhk03', 'cuhk03',
-           'Row', 'known_split', 'match_names', 'read_manifest', 'one_query_per_camera', 'divide', 'image_folder',
-           'list_data', 'load_data', 'save_split', 'read_split']
+           'find_images', 'market1501', 'read_list', 'all_there', 'msmt17', 'read_protocol', 'write_pictures',
+           'extract_cuhk03', 'cuhk03', 'Row', 'known_split', 'match_names', 'read_manifest', 'one_query_per_camera',
+           'divide', 'image_folder', 'list_data', 'load_data', 'save_split', 'read_split']
 
-# %% ../nbs/00c_datasets.ipynb #a792d6fd
-import csv, io, json, os, re, tempfile, warnings
+# %% ../nbs/00c_datasets.ipynb #6911796a
+import csv, io, json, os, re, warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from PIL import Image
+from tqdm.auto import tqdm
 from .data import PARTS, ReidData, Split, SyntheticPedestrians, choose_queries, split_validation
-from .files import atomic, cache_dir, decode, fingerprint, stamp
+from .files import atomic, cache_dir, decode, fingerprint, stamp, sweep
 
 # %% ../nbs/00c_datasets.ipynb #3b1191c1
 SPLITS = 'train', 'query', 'gallery'
@@ -200,32 +201,37 @@ def read_protocol(path:Path)->list[list[Record]]: # of train, query, gallery
         return [sorted(records[i] for i in p) for p in places]
     except Exception as e: raise ValueError(f'{path} cannot be read as a protocol of CUHK03 ({type(e).__name__}: {e}).') from None   # a damaged .mat raises anything
 
-# %% ../nbs/00c_datasets.ipynb #17fc853f
+# %% ../nbs/00c_datasets.ipynb #f888e578
+def write_pictures(
+    release:Path, # cuhk-03.mat
+    variant:str,  # detected or labeled
+    folder:Path,
+):
+    "Write each picture of the release as PNG."
+    import h5py
+    with h5py.File(release) as f:
+        people = [(f'{pair}_{person:03d}', views) for pair,ref in enumerate(f[variant][:].ravel(), 1) for person,views in enumerate(f[ref][:].T, 1)]   # each with 10 views
+        for who,views in tqdm(people, 'extracting', unit='person', disable=len(people)<100):
+            for i,view in enumerate(views):
+                if f[view].ndim==3: Image.fromarray(f[view][:].T).save(folder/f'{who}_{1+i//5}_{i+1:02d}.png', compress_level=1)   # else an empty cell
+
 def extract_cuhk03(
     release:Path, # cuhk-03.mat
     variant:str,  # detected or labeled
 )->Path:          # a folder of PNG files
     "Write the pictures of the release into the cache, or find them there."
-    try: import h5py
-    except ImportError: raise ValueError(f"{release} is an HDF5 file: h5py reads it, `pip install 'privreid[cuhk03]'` brings it.") from None
     folder = cache_dir()/f'cuhk03-{variant}-{fingerprint(stamp(release))}'
     if folder.is_dir(): return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix='.cuhk03-') as tmp:
-        images = Path(tmp)/'images'
-        images.mkdir()
-        try:
-            with h5py.File(release) as f:
-                for pair,ref in enumerate(f[variant][:].ravel(), 1):
-                    for person,views in enumerate(f[ref][:].T, 1):                                # (people, 10)
-                        for i,view in enumerate(views):
-                            if f[view].ndim!=3: continue                                          # an empty cell
-                            Image.fromarray(f[view][:].T).save(images/f'{pair}_{person:03d}_{1+i//5}_{i+1:02d}.png', compress_level=1)
-        except (OSError, KeyError, TypeError, ValueError) as e: raise ValueError(f'{release} cannot be extracted to {folder} ({e}).') from None
-        try: images.rename(folder)
-        except OSError:
-            if not folder.is_dir(): raise                                                         # else another process was faster
-    return folder
+    try:
+        sweep(folder.parent)
+        with atomic(folder) as tmp:
+            tmp.mkdir()
+            try: write_pictures(release, variant, tmp)
+            except ImportError: raise ValueError(f"{release} is an HDF5 file: h5py reads it, `pip install 'privreid[cuhk03]'` brings it.") from None
+            except (OSError, KeyError, TypeError, ValueError) as e: raise ValueError(f'{release} cannot be extracted to {folder.parent} ({e}).') from None
+    except OSError as e:
+        if not folder.is_dir(): raise ValueError(f'{release} cannot be extracted to {folder.parent} ({e}). Set PRIVREID_CACHE to a folder that can be written.') from None
+    return folder                                                             # a rival who was faster wrote the same
 
 # %% ../nbs/00c_datasets.ipynb #b887aff8
 def cuhk03(

@@ -1,5 +1,5 @@
 "Data sets: every layout with its oddities, one's own pictures, one door; messages of one line."
-import csv, os, re, time, tracemalloc
+import csv, os, re, signal, subprocess, sys, time, tracemalloc
 from pathlib import Path
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
@@ -9,6 +9,7 @@ import privreid.datasets as S
 from privreid.data import PARTS, SyntheticPedestrians
 from privreid.datasets import SPLITS, Listing, Record, cuhk03, divide, find_images, image_folder, list_data, load_data, market1501, msmt17, one_query_per_camera, read_split, save_split
 from test_data import SMALL, same
+from test_files import nobody, posix
 
 SIZE = 16,8
 
@@ -285,11 +286,47 @@ def test_cuhk_is_extracted_once_and_whole(tmp_path, monkeypatch, one_line):
 
 def test_cuhk_lost_race_uses_the_winner(tmp_path, monkeypatch):
     monkeypatch.setenv('PRIVREID_CACHE', str(tmp_path/'cache'))
-    root,rename = make_release(tmp_path/'cuhk'), Path.rename
-    def slower(self, target): rename(self, target); Path(self).mkdir(); (Path(self)/'mine').touch(); return rename(self, target)   # the other was here a moment ago
-    monkeypatch.setattr(Path, 'rename', slower)
+    root,replace = make_release(tmp_path/'cuhk'), os.replace
+    def slower(mine, target):
+        if Path(mine).is_dir(): replace(mine, target); Path(mine).mkdir(); (Path(mine)/'mine').touch()   # the other was here a moment ago
+        replace(mine, target)
+    monkeypatch.setattr(os, 'replace', slower)
     check_cuhk(cuhk03(root))
     assert len([p for p in (tmp_path/'cache').iterdir() if 'cuhk03' in p.name])==1
+
+KILLED = '''
+import os, signal, sys
+from PIL import Image
+from privreid.datasets import cuhk03
+written,save = [], Image.Image.save
+def deadly(*args, **how):
+    if len(written)==5: os.kill(os.getpid(), signal.SIGKILL)
+    written.append(save(*args, **how))
+Image.Image.save = deadly
+cuhk03(sys.argv[1])
+'''
+
+@posix
+def test_cuhk_killed_half_way(tmp_path, monkeypatch):
+    cache = tmp_path/'cache'
+    monkeypatch.setenv('PRIVREID_CACHE', str(cache)); monkeypatch.setenv('PYTHONPATH', str(Path(S.__file__).parents[1]))
+    root = make_release(tmp_path/'cuhk')
+    assert subprocess.run([sys.executable, '-c', KILLED, root]).returncode==-signal.SIGKILL
+    left, = cache.iterdir()
+    assert left.name.startswith('.cuhk03-') and len(list(left.glob('*.png')))==5
+    check_cuhk(cuhk03(root))
+    assert left.exists()                                                  # its writer may be alive
+    os.utime(left, (time.time()-3700,)*2)
+    check_cuhk(cuhk03(make_release(tmp_path/'again')))
+    assert not left.exists() and not list(cache.glob('.*'))
+
+@posix
+def test_cuhk_needs_a_cache_that_can_be_written(tmp_path, monkeypatch, one_line):
+    root,cache = make_release(tmp_path/'cuhk'), tmp_path/'cache'
+    cache.mkdir(0o555)
+    with nobody(monkeypatch, cache), pytest.raises(ValueError) as e: cuhk03(root)
+    one_line(e.value, root/'cuhk-03.mat', f'cannot be extracted to {cache}', 'Set PRIVREID_CACHE')
+    assert not list(cache.iterdir())
 
 def test_cuhk_needs_h5py_for_the_release_only(tmp_path, monkeypatch, one_line):
     root = make_release(tmp_path/'raw'); extracted = make_extracted(tmp_path/'extracted')

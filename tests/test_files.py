@@ -1,5 +1,6 @@
 "Files: strange images, and a cache that survives rivals, kills, full disks and changes."
 import os, signal, subprocess, sys, time, warnings
+from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -29,6 +30,18 @@ def photos(tmp_path):
 def by_pillow(paths, size=SIZE):
     "The reference: one image after the other."
     return torch.stack([torch.from_numpy(np.array(Image.open(p).convert('RGB').resize(size[::-1], Image.BILINEAR))).permute(2,0,1) for p in paths])
+
+@contextmanager
+def nobody(monkeypatch, cache):
+    "Without root's rights, who may write anywhere, and with `cache` for the cache; pytest's folders are private, so those above are opened."
+    monkeypatch.setenv('PRIVREID_CACHE', str(cache))
+    for p in cache.parents:
+        if 'pytest-' in str(p): p.chmod(0o755)
+    root = os.geteuid()==0
+    if root: os.seteuid(65534)
+    try: yield
+    finally:
+        if root: os.seteuid(0)
 
 def never(*args): raise AssertionError('decoded again')
 def entries(cache): return sorted(p.name for p in cache.iterdir())
@@ -158,18 +171,10 @@ def test_a_file_in_place_of_the_cache(photos, cache, one_line):
     assert cache.read_text()=='in the way'
 
 @posix
-def test_a_read_only_cache(photos, one_line, monkeypatch, tmp_path_factory):
+def test_a_read_only_cache(photos, cache, one_line, monkeypatch):
     paths = photos()
-    for p in (paths[0].parent, *paths[0].parents[1:4]): p.chmod(0o755)   # pytest's folders are private
-    cache = tmp_path_factory.mktemp('read-only'); cache.chmod(0o555)
-    monkeypatch.setenv('PRIVREID_CACHE', str(cache))
-    for p in cache.parents[:2]: p.chmod(0o755)
-    root = os.geteuid()==0
-    try:
-        if root: os.seteuid(65534)                                       # root may write anywhere
-        unwritable(paths, cache, one_line)
-    finally:
-        if root: os.seteuid(0)
+    cache.mkdir(0o555)
+    with nobody(monkeypatch, cache): unwritable(paths, cache, one_line)
     assert entries(cache)==[]
 
 @posix
@@ -239,6 +244,7 @@ def test_keep_writes_once_and_sweeps_only_its_own_litter(cache):
     def write(path): calls.append(path); path.write_text('42')
     cache.mkdir()
     old = time.time()-5000
+    (cache/'.folder.tmp').mkdir(); (cache/'.folder.tmp'/'a.png').touch(); os.utime(cache/'.folder.tmp', (old, old))
     for name in ('.old.tmp', '.hidden', 'visible.tmp', '.young.tmp'):
         (cache/name).write_text('?')
         if name!='.young.tmp': os.utime(cache/name, (old, old))
