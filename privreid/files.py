@@ -54,7 +54,7 @@ def atomic(
         os.replace(tmp, path)
     finally: remove(tmp)
 
-# %% ../nbs/00b_files.ipynb #daf2f5c4
+# %% ../nbs/00b_files.ipynb #b5b94159
 def cache_dir()->Path:
     "Where drawn and decoded images are kept: `$PRIVREID_CACHE`, else `~/.cache/privreid`. It may be deleted at any time."
     return Path(os.environ.get('PRIVREID_CACHE') or Path.home()/'.cache'/'privreid')
@@ -71,7 +71,7 @@ def sweep(
     for tmp in folder.glob('.*.tmp'):
         try:
             if time.time()-tmp.stat().st_mtime>age: remove(tmp)
-        except FileNotFoundError: pass   # its writer is alive and has just finished
+        except OSError: pass   # its writer is alive and has just finished, or it is somebody else's
 
 def keep(
     name:str,                    # the file's name in the cache, with a `fingerprint` of all that its content depends on

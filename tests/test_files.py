@@ -256,6 +256,17 @@ def test_sweep_and_a_writer_that_finishes_meanwhile(tmp_path):
     (tmp_path/'.gone.tmp').symlink_to(tmp_path/'nowhere')                # listed, and not there when looked at
     sweep(tmp_path)
 
+@posix
+def test_litter_that_cannot_be_removed(monkeypatch, cache):
+    "In a cache shared like /tmp only its owner may remove a file; one's own folder can be locked, too."
+    litter = cache/'.old.tmp'/'locked'
+    litter.mkdir(parents=True); (litter/'1.png').touch(); litter.chmod(0o555)
+    cache.chmod(0o1777); os.utime(litter.parent, (0, 0))
+    with nobody(monkeypatch, cache), warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert keep('answer', lambda path: path.write_text('42'))==cache/'answer'
+    assert entries(cache)==['.old.tmp', 'answer'] and (litter/'1.png').exists()
+
 def test_errors_of_the_writer_pass_through(cache):
     def write(path): path.write_text('half'); raise KeyError('a mistake of its own')
     with pytest.raises(KeyError): keep('a', write)
