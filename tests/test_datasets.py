@@ -1,5 +1,5 @@
 "Data sets: every layout with its oddities, one's own pictures, one door; messages of one line."
-import csv, os, re, time, tracemalloc
+import csv, os, re, signal, subprocess, sys, time, tracemalloc
 from pathlib import Path
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
@@ -9,6 +9,7 @@ import privreid.datasets as S
 from privreid.data import PARTS, SyntheticPedestrians
 from privreid.datasets import SPLITS, Listing, Record, cuhk03, divide, find_images, image_folder, list_data, load_data, market1501, msmt17, one_query_per_camera, read_split, save_split
 from test_data import SMALL, same
+from test_files import nobody, posix
 
 SIZE = 16,8
 
@@ -129,6 +130,17 @@ def test_strange_names_are_counted(tiny_market, one_line):
     one_line(w[0].message, root/'query', '2 images')
 
 
+def test_people_in_training_and_test_are_reported(tiny_market, tmp_path, one_line):
+    root,again = tiny_market(), '0003_c1s1_000077_00.jpg'
+    put(root/'query'/again)                                               # person 3 trains; distractors and junk are nobody
+    with pytest.warns(UserWarning) as w: market1501(root).load((64,32))
+    assert len(w)==1
+    one_line(w[0].message, '1 people', root/'bounding_box_train'/'0003_c1s1_000000_00.jpg', 'memory')
+    rows = [f'{who}{c}{k}.png,{who},{c},{part}' for who,part,k in (('a', 'train', 0), ('b', 'train', 0), ('a', 'gallery', 1), ('b', 'query', 1)) for c in (1, 2)]
+    for row in rows: put(tmp_path/'own'/row.split(',')[0])
+    (tmp_path/'own'/'manifest.csv').write_text('\n'.join(['path,identity,camera,split', *rows]))
+    with pytest.warns(UserWarning, match='2 people are both in training and in the test'): image_folder(tmp_path/'own').load(SIZE)
+
 def test_single_training_identity(tiny_market, one_line):
     root = tiny_market(train=1)
     with pytest.raises(ValueError) as e: market1501(root).load((64,32))
@@ -183,6 +195,12 @@ def test_msmt_files_and_lists_must_agree(tmp_path, one_line):
     gone = root/'train'/'0003'/'0003_002_02_0303morning_0008_2.jpg'; gone.unlink()
     with pytest.raises(FileNotFoundError) as e: msmt17(root)
     one_line(e.value, '1 images', gone.name)
+
+def test_msmt_list_with_a_line_twice(tmp_path, one_line):
+    path = make_msmt(tmp_path)/'list_gallery.txt'
+    path.write_text(path.read_text()+path.read_text().splitlines()[0]+'\n')
+    with pytest.raises(ValueError) as e: msmt17(tmp_path)
+    one_line(e.value, tmp_path, 'test/0000/0000_001_01_0303morning_0008_1.jpg', 'listed 2 times (gallery as person 7, gallery as person 7)')
 
 def test_msmt_without_root(tmp_path, one_line):
     for root,missing in ((tmp_path/'none', 'none'), (tmp_path, 'train')):
@@ -268,11 +286,47 @@ def test_cuhk_is_extracted_once_and_whole(tmp_path, monkeypatch, one_line):
 
 def test_cuhk_lost_race_uses_the_winner(tmp_path, monkeypatch):
     monkeypatch.setenv('PRIVREID_CACHE', str(tmp_path/'cache'))
-    root,rename = make_release(tmp_path/'cuhk'), Path.rename
-    def slower(self, target): rename(self, target); Path(self).mkdir(); (Path(self)/'mine').touch(); return rename(self, target)   # the other was here a moment ago
-    monkeypatch.setattr(Path, 'rename', slower)
+    root,replace = make_release(tmp_path/'cuhk'), os.replace
+    def slower(mine, target):
+        if Path(mine).is_dir(): replace(mine, target); Path(mine).mkdir(); (Path(mine)/'mine').touch()   # the other was here a moment ago
+        replace(mine, target)
+    monkeypatch.setattr(os, 'replace', slower)
     check_cuhk(cuhk03(root))
     assert len([p for p in (tmp_path/'cache').iterdir() if 'cuhk03' in p.name])==1
+
+KILLED = '''
+import os, signal, sys
+from PIL import Image
+from privreid.datasets import cuhk03
+written,save = [], Image.Image.save
+def deadly(*args, **how):
+    if len(written)==5: os.kill(os.getpid(), signal.SIGKILL)
+    written.append(save(*args, **how))
+Image.Image.save = deadly
+cuhk03(sys.argv[1])
+'''
+
+@posix
+def test_cuhk_killed_half_way(tmp_path, monkeypatch):
+    cache = tmp_path/'cache'
+    monkeypatch.setenv('PRIVREID_CACHE', str(cache)); monkeypatch.setenv('PYTHONPATH', str(Path(S.__file__).parents[1]))
+    root = make_release(tmp_path/'cuhk')
+    assert subprocess.run([sys.executable, '-c', KILLED, root]).returncode==-signal.SIGKILL
+    left, = cache.iterdir()
+    assert left.name.startswith('.cuhk03-') and len(list(left.glob('*.png')))==5
+    check_cuhk(cuhk03(root))
+    assert left.exists()                                                  # its writer may be alive
+    os.utime(left, (time.time()-3700,)*2)
+    check_cuhk(cuhk03(make_release(tmp_path/'again')))
+    assert not left.exists() and not list(cache.glob('.*'))
+
+@posix
+def test_cuhk_needs_a_cache_that_can_be_written(tmp_path, monkeypatch, one_line):
+    root,cache = make_release(tmp_path/'cuhk'), tmp_path/'cache'
+    cache.mkdir(0o555)
+    with nobody(monkeypatch, cache), pytest.raises(ValueError) as e: cuhk03(root)
+    one_line(e.value, root/'cuhk-03.mat', f'cannot be extracted to {cache}', 'Set PRIVREID_CACHE')
+    assert not list(cache.iterdir())
 
 def test_cuhk_needs_h5py_for_the_release_only(tmp_path, monkeypatch, one_line):
     root = make_release(tmp_path/'raw'); extracted = make_extracted(tmp_path/'extracted')
@@ -361,12 +415,25 @@ def test_given_splits_are_kept(tmp_path):
 @pytest.mark.parametrize('text,named', [('path,identity\na.png,x\n', ['line 1', "'camera'"]), ('', ['line 1', "'path'"]), ('path,identity,camera\na.png,x,1\n\nb.png,x,1\n', ['line 4', 'b.png']),
     ('path,identity,camera,split\na.png,x,1,train\na.png,x,1,validation\n', ['line 3', "'validation'", 'query']), ('path,identity,camera,split\na.png,x,1\n', ['line 2', 'split']),
     ('path,identity,camera\na.png,,1\n', ['line 2', 'empty']), ('path,identity,camera\na.png\n', ['line 2', 'empty']), ('path;identity;camera\na.png;x;1\n', ['line 1', "'path'"]),
-    ('path,identity,camera\n"a.png",x,1\n"b\nc.png",x,1\n', ['line 4']), ('path,identity,camera\n', ['identity'])])
+    ('path,identity,camera\n"a.png",x,1\n"b\nc.png",x,1\n', ['line 4']), ('path,identity,camera\n', ['identity']),
+    ('path,identity,camera\na.png,x,1\n"a.png,x,1\n'+'a.png,x,1\n'*20_000, ['line 3', 'field limit', 'quote']), ('path,identity,camera,remark\na.png,x,1,"well\na.png,y,1,\n', ['line 2', 'quote']),
+    ('path,identity,"camera\na.png,x,1\n', ['line 1', 'quote']), ('path,identity,camera\n"a.png"b,x,1\n', ['line 2', 'quote'])])
 def test_manifest_mistakes(tmp_path, one_line, text, named):
     put(tmp_path/'a.png'); (tmp_path/'m.csv').write_text(text)
     with pytest.raises((ValueError, FileNotFoundError)) as e: image_folder(tmp_path/'m.csv')
     if 'c.png' in text: assert 'line 4' in str(e.value)                   # the name itself has two lines
     else: one_line(e.value, tmp_path, *named)
+
+@pytest.mark.parametrize('again,named', [('a1.png,b,1,gallery', 'train as person 1, gallery as person 2'), ('a1.png,b,1,train', 'train as person 1, train as person 2'), ('q2.png,q,2,query', 'query as person 3, gallery as person 3')])
+def test_a_picture_is_listed_once(tmp_path, one_line, again, named):
+    "Twice would be a leak, a contradiction or a gift; the doctor agrees."
+    rows = [f'{who}{c}.png,{who},{c},{part}' for who,parts in (('a', ['train']*2), ('b', ['train']*2), ('q', ['query', 'gallery'])) for c,part in enumerate(parts, 1)]
+    for row in rows: put(tmp_path/row.split(',')[0])
+    (tmp_path/'manifest.csv').write_text('\n'.join(['path,identity,camera,split', *rows]))
+    assert len(image_folder(tmp_path).train)==4
+    (tmp_path/'manifest.csv').write_text('\n'.join(['path,identity,camera,split', *rows, again]))
+    with pytest.raises(ValueError) as e: image_folder(tmp_path)
+    one_line(e.value, tmp_path, again.split(',')[0], f'listed 2 times ({named})', 'keep one line')
 
 def test_manifest_that_is_no_text(tmp_path, one_line):
     (tmp_path/'m.csv').write_bytes('path,identity,camera\nü.png,x,1\n'.encode('latin-1'))
@@ -419,7 +486,7 @@ def test_one_query_per_camera(cams):
 def test_validation_of_a_listing(n, seed):
     "4:1 within one identity, through a listing: nobody is decoded for it."
     records = [Record(f'{p}_{c}_{j}', p, c) for p in range(1, n+1) for c in (1, 2) for j in range(5)]
-    listing = Listing('x', Path('nowhere'), records, records[:1], records[:1])
+    listing = Listing('x', Path('nowhere'), records, [Record('q', n+1, 1)], [Record('g', n+1, 2)])
     listing.read = lambda part, size: S.Split(torch.zeros(len(getattr(listing, part)), 3, 1, 1, dtype=torch.uint8), torch.tensor([r.pid for r in getattr(listing, part)]), torch.tensor([r.cam for r in getattr(listing, part)]), [r.name for r in getattr(listing, part)])
     data,again = listing.load(SIZE, seed), listing.load(SIZE, seed)
     held = data.val_gallery.pids.unique().tolist()

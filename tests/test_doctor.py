@@ -60,7 +60,7 @@ AILMENTS = {  # name: (what happens, level, words of the finding, an example tha
     'double':      (lambda r: (r/TEST.format(5,2)).rename(r/(TEST.format(5,2)+'.jpg')), 'note', 'double ending', TEST.format(5,2)+'.jpg'),
     'misnamed':    (lambda r: put(r/'query'/'holiday.jpg'), 'warning', 'names are not understood', 'query/holiday.jpg')}
 
-@pytest.mark.filterwarnings("ignore:.*left out")
+@pytest.mark.filterwarnings("ignore:.*left out", "ignore:.*both in training")
 @pytest.mark.parametrize('ailment', AILMENTS)
 def test_each_ailment_is_found_alone(well, monkeypatch, ailment):
     happens,level,words,example = AILMENTS[ailment]
@@ -97,10 +97,12 @@ def test_fatal_people(well, monkeypatch):
     levels = {f.what: f.level for f in examine('market1501', well).findings}
     assert levels['Fewer than two people to train on']=='fatal' and levels['Queries without a match under another camera']=='fatal'
 
-def test_many_names_are_counted_and_three_are_shown(well):
+def test_many_names_are_all_kept_and_three_are_shown(well):
     for i in range(50): (well/'query'/f'{i}.txt').touch()
-    [f] = examine('market1501', well).findings
-    assert f.count==50 and len(f.where)==3 and repr(examine('market1501', well)).count('.txt')==3
+    result = examine('market1501', well)
+    [f] = result.to_dict()['findings']
+    assert f['count']==50 and sorted(f['where'])==sorted(f'query/{i}.txt' for i in range(50))
+    assert repr(result).count('.txt')==3 and 'query/10.txt, ...\n' in repr(result)
 
 def test_gravest_first_and_exit_code_2(well):
     for ailment in ('foreign', 'no match', 'CMYK', 'zero bytes'): AILMENTS[ailment][0](well)
@@ -113,6 +115,16 @@ def test_what_cannot_be_listed_is_fatal(tmp_path, root):
     (tmp_path/'empty').mkdir()
     result = examine('market1501', tmp_path/root)
     assert result.exit_code==2 and str(tmp_path/root) in result.findings[0].what and json.dumps(result.to_dict()) and 'zheng-lab' in repr(result)
+
+def test_a_file_that_is_listed_twice_is_fatal(tmp_path):
+    "Once in training and once, as somebody else, in the gallery: no hash is needed to refuse it."
+    for who in 'abcd':
+        for name in ('1_a', '1_b', '2_a'): put(tmp_path/who/f'{name}.png')
+    rows = [f'{p.relative_to(tmp_path).as_posix()},{p.parent.name},{p.name[0]},{"train" if p.parent.name<"c" else "gallery" if p.name[0]=="2" else "query"}' for p in sorted(tmp_path.rglob('*.png'))]
+    for more,code in (([], 0), (['a/1_a.png,c,1,gallery'], 2)):
+        (tmp_path/'manifest.csv').write_text('\n'.join(['path,identity,camera,split', *rows, *more]))
+        result = examine('folder', tmp_path)
+        assert result.exit_code==code and (not more or 'a/1_a.png is listed 2 times' in result.findings[0].what), result
 
 def test_msmt_versions(tmp_path):
     for version,folders in (('V1', ()), ('V2', ('mask_train_v2', 'mask_test_v2'))):

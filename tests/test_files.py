@@ -1,5 +1,6 @@
 "Files: strange images, and a cache that survives rivals, kills, full disks and changes."
 import os, signal, subprocess, sys, time, warnings
+from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -29,6 +30,18 @@ def photos(tmp_path):
 def by_pillow(paths, size=SIZE):
     "The reference: one image after the other."
     return torch.stack([torch.from_numpy(np.array(Image.open(p).convert('RGB').resize(size[::-1], Image.BILINEAR))).permute(2,0,1) for p in paths])
+
+@contextmanager
+def nobody(monkeypatch, cache):
+    "Without root's rights, who may write anywhere, and with `cache` for the cache; pytest's folders are private, so those above are opened."
+    monkeypatch.setenv('PRIVREID_CACHE', str(cache))
+    for p in cache.parents:
+        if 'pytest-' in str(p): p.chmod(0o755)
+    root = os.geteuid()==0
+    if root: os.seteuid(65534)
+    try: yield
+    finally:
+        if root: os.seteuid(0)
 
 def never(*args): raise AssertionError('decoded again')
 def entries(cache): return sorted(p.name for p in cache.iterdir())
@@ -130,6 +143,16 @@ def test_the_result_serves_a_split(photos):
     assert torch.equal(split[torch.tensor([4,1])].images, by_pillow([paths[4], paths[1]]))
     assert torch.equal(split.images.to('cpu', torch.float32), by_pillow(paths).float()) and split.size==SIZE
 
+def test_threads_do_not_run_away_from_a_slow_disk(monkeypatch):
+    "However long the writer pauses, only so many images wait for it in memory."
+    n,begun,most = 3*files.AHEAD+1, [], 0
+    monkeypatch.setattr(files, 'read_image', lambda path, size: begun.append(path) or np.full((*size,3), path, np.uint8))
+    for taken,im in enumerate(files.decoded([i%251 for i in range(n)], (2,1)), 1):
+        if taken%100==1: time.sleep(.1)
+        most = max(most, len(begun)-taken)
+        assert (im==(taken-1)%251).all()
+    assert taken==len(begun)==n and 0<most<files.AHEAD
+
 def test_a_bar_when_there_is_much_to_do(photos, capsys):
     path, = photos(1, (2,2))
     decode([path]*999, (2,2)); assert 'decoding' not in capsys.readouterr().err
@@ -148,18 +171,10 @@ def test_a_file_in_place_of_the_cache(photos, cache, one_line):
     assert cache.read_text()=='in the way'
 
 @posix
-def test_a_read_only_cache(photos, one_line, monkeypatch, tmp_path_factory):
+def test_a_read_only_cache(photos, cache, one_line, monkeypatch):
     paths = photos()
-    for p in (paths[0].parent, *paths[0].parents[1:4]): p.chmod(0o755)   # pytest's folders are private
-    cache = tmp_path_factory.mktemp('read-only'); cache.chmod(0o555)
-    monkeypatch.setenv('PRIVREID_CACHE', str(cache))
-    for p in cache.parents[:2]: p.chmod(0o755)
-    root = os.geteuid()==0
-    try:
-        if root: os.seteuid(65534)                                       # root may write anywhere
-        unwritable(paths, cache, one_line)
-    finally:
-        if root: os.seteuid(0)
+    cache.mkdir(0o555)
+    with nobody(monkeypatch, cache): unwritable(paths, cache, one_line)
     assert entries(cache)==[]
 
 @posix
@@ -229,6 +244,7 @@ def test_keep_writes_once_and_sweeps_only_its_own_litter(cache):
     def write(path): calls.append(path); path.write_text('42')
     cache.mkdir()
     old = time.time()-5000
+    (cache/'.folder.tmp').mkdir(); (cache/'.folder.tmp'/'a.png').touch(); os.utime(cache/'.folder.tmp', (old, old))
     for name in ('.old.tmp', '.hidden', 'visible.tmp', '.young.tmp'):
         (cache/name).write_text('?')
         if name!='.young.tmp': os.utime(cache/name, (old, old))
@@ -239,6 +255,17 @@ def test_keep_writes_once_and_sweeps_only_its_own_litter(cache):
 def test_sweep_and_a_writer_that_finishes_meanwhile(tmp_path):
     (tmp_path/'.gone.tmp').symlink_to(tmp_path/'nowhere')                # listed, and not there when looked at
     sweep(tmp_path)
+
+@posix
+def test_litter_that_cannot_be_removed(monkeypatch, cache):
+    "In a cache shared like /tmp only its owner may remove a file; one's own folder can be locked, too."
+    litter = cache/'.old.tmp'/'locked'
+    litter.mkdir(parents=True); (litter/'1.png').touch(); litter.chmod(0o555)
+    cache.chmod(0o1777); os.utime(litter.parent, (0, 0))
+    with nobody(monkeypatch, cache), warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert keep('answer', lambda path: path.write_text('42'))==cache/'answer'
+    assert entries(cache)==['.old.tmp', 'answer'] and (litter/'1.png').exists()
 
 def test_errors_of_the_writer_pass_through(cache):
     def write(path): path.write_text('half'); raise KeyError('a mistake of its own')
