@@ -175,7 +175,7 @@ def wrt_loss(
     near = ((-d).masked_fill(same, -math.inf).softmax(1)*d).sum(1)           # (B,) weighted negatives
     return F.softplus(far-near).mean()
 
-# %% ../nbs/03_agw.ipynb #f1ab5bd8
+# %% ../nbs/03_agw.ipynb #fc90260f
 def agw_loss(
     out:ReidOutput,
     labels:Tensor,       # (B,)
@@ -188,4 +188,5 @@ def agw_loss(
 
 def undo_weight(center:CenterLoss, center_weight:float=.0005):
     "Divide the centres' gradient by the weight that their loss carried, before their optimiser steps."
-    for p in center.parameters(): p.grad.div_(center_weight)
+    if center_weight:   # without weight there is no gradient, and nothing to undo
+        for p in center.parameters(): p.grad.div_(center_weight)

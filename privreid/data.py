@@ -178,7 +178,7 @@ def load(self:SyntheticPedestrians)->ReidData:
     path = keep(f'synthetic-{fingerprint(self, PERSON, CAMERA, SHOT, DRAWING)}.safetensors', lambda tmp: save_data(self.draw(), tmp))
     return read_data(path) if path else self.draw()
 
-# %% ../nbs/00_data.ipynb #acd0f09b
+# %% ../nbs/00_data.ipynb #4c99f68a
 class PKSampler:
     "Batches of P identities x K images; the batches depend on `seed` and epoch only, so a resumed run sees what it would have seen."
     def __init__(self,
@@ -199,7 +199,7 @@ class PKSampler:
         left = []   # of each person, groups of K
         for g in self.groups:
             g = rng.permutation(g)
-            whole = g[:len(g)//self.k*self.k]                   # the last group is filled up with others' images, not its own
+            whole = g[:len(g)//self.k*self.k]                   # the last group is filled up from the same person's other groups
             fill = rng.choice(whole if len(whole) else g, -len(g)%self.k, replace=not len(whole))
             left.append(list(np.concatenate([g, fill]).reshape(-1, self.k)))
         batches = []

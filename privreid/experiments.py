@@ -83,7 +83,7 @@ class Experiment:
         generators = [nets[k] for k in ('G_X', 'G_Y')] if 'G_X' in nets else []
         return Arm(name, nets['reid'], *generators, seconds=trainer.seconds, history=trainer.history)
 
-# %% ../nbs/07_experiments.ipynb #c4a6b8d1
+# %% ../nbs/07_experiments.ipynb #00e9c84d
 @patch
 def upper(self:Experiment)->Arm:
     "AGW on raw images."
@@ -113,8 +113,8 @@ def with_upgradation(self:Experiment,
 @patch
 def start_rank1(self:Experiment, base:Arm)->float: # 0..1
     "Base's rank-1 on validation people: query raw, gallery desensitized (section 3.5)."
-    found = four_settings(base.reid, self.desensitize, self.data.val_query, self.data.val_gallery, self.device)
-    return found['raw-protected'].rank1
+    setting = 'raw-protected'
+    return four_settings(base.reid, self.desensitize, self.data.val_query, self.data.val_gallery, self.device, (setting,))[setting].rank1
 
 # %% ../nbs/07_experiments.ipynb #60f35147
 @patch

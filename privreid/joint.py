@@ -83,13 +83,15 @@ def preset(
         if k not in known: raise ValueError(f"'{k}' is not a field of the configuration: choose from {', '.join(sorted(known))}.")
     return check(Config(**PRESETS[name]|changes))
 
-# %% ../nbs/04_joint.ipynb #ccfb2c92
+# %% ../nbs/04_joint.ipynb #e9385a47
 def check(cfg:Config)->Config:
     "Return `cfg`, or say in one sentence what is wrong with it."
+    for k in ('height', 'width', 'epochs', 'batch', 'per_identity', 'ngf', 'ndf', 'validate_every', 'checkpoint_every', 'lr', 'lambda_l1', 'people', 'test_people'):
+        if not getattr(cfg, k)>0: raise ValueError(f'{k} must be above 0, not {getattr(cfg, k)}.')
+    for k in ('warmup', 'freeze_bn', 'seed', 'center_weight', 'center_lr', 'weight_decay'):
+        if not 0<=getattr(cfg, k)<2**63: raise ValueError(f'{k} must be at least 0{" and below 2**63" if k=="seed" else ""}, not {getattr(cfg, k)}.')
     unet_depth(cfg.size)
     desensitizer(cfg.desensitizer)
-    for k in ('epochs', 'batch', 'per_identity', 'ngf', 'ndf', 'validate_every', 'checkpoint_every', 'lr', 'lambda_l1', 'people', 'test_people'):
-        if getattr(cfg, k)<=0: raise ValueError(f'{k} must be above 0, not {getattr(cfg, k)}.')
     if cfg.batch%cfg.per_identity: raise ValueError(f'batch {cfg.batch} is not divisible by per_identity {cfg.per_identity}: a batch holds that many images of each of its identities.')
     if cfg.batch==cfg.per_identity: raise ValueError(f'batch {cfg.batch} with per_identity {cfg.per_identity} holds one identity: the triplet loss needs at least two. Raise batch.')
     if cfg.precision not in ('no', 'bf16', 'fp16'): raise ValueError(f"precision '{cfg.precision}' is unknown: choose no, bf16 or fp16.")
@@ -356,7 +358,7 @@ def freeze_bn(nets:nn.ModuleDict):
         for m in nets[name].modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
 
-# %% ../nbs/04_joint.ipynb #918edca1
+# %% ../nbs/04_joint.ipynb #587ff1ed
 @patch
 def batches(self:Trainer, epoch:int):
     "Yield (x, y, labels) for this process: raw and supervision images with the same augmentation."
@@ -366,7 +368,7 @@ def batches(self:Trainer, epoch:int):
     for index in self.sampler.epoch(epoch):
         dice = draw_augmentation(len(index), *self.cfg.size, generator=dice_generator)
         mine = slice(rank*len(index)//n, (rank+1)*len(index)//n)
-        def pick(t): return t[index[mine].to(t.device, non_blocking=True)].to(self.device, non_blocking=True)   # a GPU's queue is not waited for
+        def pick(t): return t.index_select(0, index[mine].to(t.device, non_blocking=True)).to(self.device, non_blocking=True)   # a GPU's queue is not waited for
         x = to_float(pick(self.images))
         yield *augment({k: v[mine] for k,v in dice.items()}, x, self.supervision(x)), pick(self.labels)
 

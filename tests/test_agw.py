@@ -2,6 +2,7 @@
 import math, pickle, urllib.error
 from pathlib import Path
 import numpy as np, pytest, torch, torchvision
+import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import TripletMarginLoss
@@ -93,8 +94,15 @@ def test_center_loss(ids, features, n, seed):
         value += ((f[i]-c[l])**2).sum()/n
         df[i] = 2*(f[i]-c[l])/n; dc[l] -= 2*(f[i]-c[l])/n
     np.testing.assert_allclose(loss.item(), value, rtol=1e-4)
+    np.testing.assert_allclose(loss.item(), F.mse_loss(t, center.centers[labels], reduction='sum').item()/n, rtol=1e-4)
     np.testing.assert_allclose(t.grad.numpy(), df, atol=1e-5)
     np.testing.assert_allclose(center.centers.grad.numpy(), dc, atol=1e-5)
+
+def test_centres_without_weight_stay():
+    center = CenterLoss(4, 3)
+    (0*center(torch.randn(6, 3), torch.tensor([0,0,1,2,2,2]))).backward()
+    undo_weight(center, 0.)
+    assert not center.centers.grad.any()             # and no 0/0
 
 @pytest.mark.parametrize('weight', [.0005, .1])
 def test_centres_step_as_if_their_loss_had_no_weight(weight):

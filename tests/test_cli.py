@@ -61,11 +61,11 @@ def test_market_layout_trains(tmp_path, tiny_market):
 
 def market_with(tmp_path, bad:bytes):
     "A Market-style root whose first training image is not one."
-    people = SyntheticPedestrians(size=(64,32)).split([(p, c, 0) for p in (1, 2, 3) for c in (0, 1)])
-    for folder in ('bounding_box_train', 'query', 'bounding_box_test'):
+    for folder,pids,cameras in (('bounding_box_train', (1, 2, 3), (0, 1)), ('query', (4, 5, 6), (0,)), ('bounding_box_test', (4, 5, 6), (1,))):
         (tmp_path/folder).mkdir(parents=True)
+        people = SyntheticPedestrians(size=(64,32)).split([(p, c, 0) for p in pids for c in cameras])
         for im,name in zip(people.images, people.names): Image.fromarray(im.permute(1,2,0).numpy()).save(tmp_path/folder/name)
-    (tmp_path/'bounding_box_train'/people.names[0]).write_bytes(bad)
+    (tmp_path/'bounding_box_train'/'0001_c1s1_000000_01.png').write_bytes(bad)
     return tmp_path
 
 def mistakes(tmp_path):

@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import peak_signal_noise_ratio as tm_psnr
-from torchmetrics.functional.retrieval import retrieval_average_precision
+from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_hit_rate
 from privreid.data import SyntheticPedestrians, to_float
 from privreid.desensitize import Blur, GaussianNoise
 from privreid.evaluation import SETTINGS, Validate, apply, distances, evaluate_ranking, four_settings, image_quality, pooled_psnr, psnr, squared_norms, ssim
@@ -60,13 +60,22 @@ def test_pooled_psnr_equals_torchmetrics():
     a,b = pair((64,32), 2, .4)
     assert pooled_psnr(a, b).item()==pytest.approx(tm_psnr((b+1)/2, (a+1)/2, data_range=1.).item(), abs=1e-4)
 
-def test_average_precision_equals_torchmetrics():
+def test_psnr_equals_a_loop_over_pixels():
+    a,b = pair((5,4), 3, .5)
+    errors = [[((a[i,c,y,x]-b[i,c,y,x]).item()/2)**2 for c in range(3) for y in range(5) for x in range(4)] for i in range(3)]
+    assert psnr(a, b).tolist()==pytest.approx([10*np.log10(1/np.mean(e)) for e in errors], abs=1e-4)
+    assert pooled_psnr(a, b).item()==pytest.approx(10*np.log10(1/np.mean(errors)), abs=1e-4)
+
+def test_average_precision_and_ranks_equal_torchmetrics():
     g = torch.Generator().manual_seed(0)
     d = torch.rand(30, 200, generator=g)
     qp,gp = torch.randint(1, 9, (30,), generator=g), torch.randint(0, 9, (200,), generator=g)
     qc,gc = torch.zeros(30, dtype=torch.long), torch.ones(200, dtype=torch.long)          # no same-camera entries
     want = np.mean([retrieval_average_precision(1-d[i], gp==qp[i]).item() for i in range(30)])
-    assert evaluate_ranking(d, qp, gp, qc, gc).mAP==pytest.approx(want, abs=1e-6)
+    found = evaluate_ranking(d, qp, gp, qc, gc)
+    assert found.mAP==pytest.approx(want, abs=1e-6)
+    for k,got in ((1, found.rank1), (5, found.rank5)):
+        assert got==pytest.approx(np.mean([retrieval_hit_rate(1-d[i], gp==qp[i], top_k=k).item() for i in range(30)]), abs=1e-6)
 
 def slow(d, qp, gp, qc, gc):
     "The protocol in words: sort, strike out, walk down the list."
