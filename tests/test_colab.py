@@ -94,11 +94,13 @@ def test_without_a_release(colab, tmp_path, tagged):
     git('-C', repo, 'tag', '-d', tag, check=False)
     if tagged: git('-C', repo, 'tag', tag)
     first = sources(ROOT/'nbs'/'02_pix2pix.ipynb')[0]
-    ask = f"from importlib.metadata import distribution\nprint(distribution({CFG['lib_name']!r}).read_text('direct_url.json'))"
+    ask = f"from importlib.metadata import distribution\nprint(source)\nprint(distribution({CFG['lib_name']!r}).read_text('direct_url.json'))"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in (first, ask)]), tmp_path/'lesson.ipynb')
     done = execute(colab, tmp_path/'lesson.ipynb', PIP_NO_BUILD_ISOLATION='0', GIT_CONFIG_COUNT='1', GIT_CONFIG_KEY_0=f'url.file://{repo}.insteadOf', GIT_CONFIG_VALUE_0=CFG['git_url'])
-    origin = json.loads(done.cells[1].outputs[0].text)
+    last,origin = done.cells[1].outputs[0].text.split('\n', 1)
+    origin = json.loads(origin)
     colab('pip', 'uninstall', '-q', '-y', CFG['lib_name'])
+    assert last==f"git+{CFG['git_url']}"+f'@{tag}'*tagged   # and none after it
     assert (origin['url'], origin['vcs_info'].get('requested_revision'))==(CFG['git_url'], tag if tagged else None)
 
 def test_lessons_run(colab, tmp_path):
