@@ -7,17 +7,15 @@ CLOCKS = dict(wall=time.perf_counter, cpu=time.process_time)
 
 def race(
     rivals:dict,            # name -> function without arguments
-    rounds:int|dict,        # that count: of all, or of each
+    rounds:int,             # that count
     clock:str='wall',       # or cpu: the seconds that processors worked for us
     sync=lambda: None,      # waits for a GPU
     warm:bool=True,         # a round that does not count comes first
 )->dict[str,float]:
     "Run all in turn, round after round; the median seconds of each."
     now,times = CLOCKS[clock], {k: [] for k in rivals}
-    if isinstance(rounds, int): rounds = dict.fromkeys(rivals, rounds)
-    for r in range(-warm, max(rounds.values())):
+    for r in range(-warm, rounds):
         for k,f in rivals.items():
-            if r>=rounds[k]: continue
             sync(); start = now(); f(); sync()
             if r>=0: times[k].append(now()-start)
     return {k: statistics.median(t) for k,t in times.items()}

@@ -30,7 +30,7 @@ def state(trainer:Trainer)->tuple[dict[str,Tensor],dict]: # tensors by name, num
     numbers = dict(config=asdict(trainer.cfg), epoch=trainer.epoch, seconds=trainer.seconds, history=trainer.history, scaler=training.scaler.state_dict(), callbacks=callbacks)
     return tensors, numbers
 
-# %% ../nbs/04a_checkpoint.ipynb #62903f59
+# %% ../nbs/04a_checkpoint.ipynb #40b9abd7
 def difference(old:dict, new:dict)->str: # '' where they agree
     "What changed, as `field: old -> new`."
     return ', '.join(f'{k}: {old.get(k)} -> {new.get(k)}' for k in old|new if json.dumps(old.get(k))!=json.dumps(new.get(k)))
@@ -54,7 +54,7 @@ def restore(trainer:Trainer, tensors:dict[str,Tensor], numbers:dict):
     if teacher := within(tensors, 'supervision'):
         supervision.upgrade(trainer.nets['G_X'])
         supervision.generator.load_state_dict(teacher)
-    training.scaler.load_state_dict(numbers['scaler'])
+    if numbers['scaler']: training.scaler.load_state_dict(numbers['scaler'])   # a CPU has had none
     for c in trainer.callbacks:
         if own := numbers['callbacks'].get(type(c).__name__): c.load_state_dict(own)
     trainer.epoch,trainer.history,trainer.started = numbers['epoch'], list(numbers['history']), trainer.started-numbers['seconds']

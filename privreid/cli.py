@@ -95,7 +95,7 @@ def _chosen(words:list[str]|None, known:tuple, what:str)->tuple:
     if unknown := set(words)-{str(k) for k in known}: raise ValueError(f"{what} '{min(unknown)}' is unknown: choose from {', '.join(map(str, known))} or all.")
     return tuple(k for k in known if str(k) in words)
 
-# %% ../nbs/11_cli.ipynb #56555a3d
+# %% ../nbs/11_cli.ipynb #355043f9
 def _changes(args)->dict:
     "The fields of `Config` that were given as options."
     from dataclasses import fields
@@ -105,9 +105,10 @@ def _changes(args)->dict:
 
 def _new_folder()->Path:
     "A folder named by the time: of the first process, where several share a run."
+    from accelerate import Accelerator
     from accelerate.utils import broadcast_object_list
     from privreid.joint import share_cpus
-    share_cpus()
+    share_cpus(); Accelerator()   # where several processes find each other
     return Path('runs')/broadcast_object_list([time.strftime('%Y%m%d-%H%M%S')])[0]
 
 def _train(args)->None:

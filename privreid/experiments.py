@@ -48,7 +48,7 @@ class Arm:
         "What this arm shows of a raw batch: G_X's image; Base and Upper have only the desensitized one."
         return self.anonymizer or desensitize
 
-# %% ../nbs/07_experiments.ipynb #e5f2eb52
+# %% ../nbs/07_experiments.ipynb #236641ad
 class Experiment:
     "Data, set-up and machine that the arms share."
     def __init__(self,
@@ -58,7 +58,7 @@ class Experiment:
     ):
         self.cfg = check(cfg)
         share_cpus()
-        self.accelerator = Accelerator(mixed_precision=cfg.precision, **machine)
+        self.accelerator = Accelerator(**machine)
         options = dict(train_ids=cfg.people, test_ids=cfg.test_people) if cfg.data=='synthetic' else {}
         if cfg.pattern: options['pattern'] = cfg.pattern
         self.data = data or load_data(cfg.data, cfg.root, cfg.size, cfg.seed, **options)

@@ -71,7 +71,7 @@ def plan(
                 if needed: jobs.append(Job(check(replace(here, desensitizer=d)), in_order(needed|{'Base'})))
     return jobs if numbers else []
 
-# %% ../nbs/07d_reproduce.ipynb #adaf8f0a
+# %% ../nbs/07d_reproduce.ipynb #c505e562
 def state(job:Job, out:Path)->str: # finished, interrupted or to do
     "How far a job is."
     folder = out/'runs'/job.name
@@ -98,7 +98,7 @@ TRAININGS = {'Upper': partial(ReidTraining, paired=False), 'Base': ReidTraining,
 def step_time(cfg:Config, arm:str)->float: # seconds for one image
     "Time a training step of an arm here. On a CPU few pictures are enough: as many pixels as four of the paper's size have."
     share_cpus()
-    accelerator = Accelerator(mixed_precision=cfg.precision)
+    accelerator = Accelerator()
     n = cfg.batch if accelerator.device.type=='cuda' else min(cfg.batch, max(4, 4*256*128//(cfg.height*cfg.width)))
     training = TRAININGS[arm](replace(cfg, weights='', compile=False), n//2, accelerator)
     x,labels = (torch.rand(n, 3, *cfg.size)*2-1).to(accelerator.device), torch.arange(n, device=accelerator.device)//2
@@ -282,7 +282,7 @@ def make_figures(numbers:list[int], jobs:list[Job], out:Path)->list[Path]:
             if n in GRIDS: paths += save_figure(grid(n, {d: shown[d] for d in ([figure8(hide)] if n==8 else hide)}), out/'figures', f'figure{n}-{data}')
     return paths
 
-# %% ../nbs/07d_reproduce.ipynb #768cf9ee
+# %% ../nbs/07d_reproduce.ipynb #2cbb22fc
 def reproduce(
     cfg:Config,                    # set-up of all trainings; data, root, desensitizer and seed come from the next arguments
     out:str|Path,                  # folder for runs, tables and figures; the same folder again goes on
@@ -301,7 +301,7 @@ def reproduce(
     for root in filter(None, data.values()):
         if not Path(root).expanduser().is_dir(): raise FileNotFoundError(f'{root} is not a folder: give each data set as NAME=FOLDER.')
     share_cpus()
-    jobs,process = plan(cfg, numbers, data, desensitizers, seeds), PartialState()
+    jobs,process = plan(cfg, numbers, data, desensitizers, seeds), Accelerator()
     process.print(describe(timetable(jobs, out, expected_times(jobs, out))))
     if dry_run: return []
     if 2 in numbers:

@@ -172,12 +172,13 @@ def test_two_processes_compute_the_loss_and_gradients_of_one(two):
         assert alone>1e-2      # triplets of a process's own half would be another loss
 
 def test_accelerate_launch_shares_a_run(tmp_path):
-    "The command of lesson 04, on CPUs: two processes, one writer, one history."
-    words = ['train', '--preset', 'demo', '--arms', 'Upper', '--people', '10', '--test-people', '4', '--epochs', '2', '--batch', '16', '--milestones', '', '--out', str(tmp_path/'run')]
+    "The command of lesson 04, on CPUs: two processes, one folder though none is named, one writer, and w/ U goes on where w/o U left its first checkpoint."
+    words = ['train', '--preset', 'demo', '--arms', 'Upper', 'Base', 'w/o U', 'w/ U', '--people', '10', '--test-people', '4', '--epochs', '2', '--batch', '16', '--milestones', '', '--ngf', '4', '--ndf', '4']
     launch = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', str(free_port())]
     done = subprocess.run([*launch, '-m', 'privreid.cli', *words], env=CPUS, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode==0, done.stderr[-3000:]
-    assert json.loads((tmp_path/'run'/'config.json').read_text())['run']['processes']==2
-    rows = [json.loads(l) for l in (tmp_path/'run'/'history.jsonl').read_text().splitlines()]
-    assert [r['epoch'] for r in rows]==[1, 2]
+    run, = (tmp_path/'runs').iterdir()
+    assert json.loads((run/'config.json').read_text())['run']['processes']==2
+    rows = [json.loads(l) for l in (run/'history.jsonl').read_text().splitlines()]
+    assert [(r['arm'], r['epoch']) for r in rows if r['kind']=='epoch']==[(a, e) for a in ('Upper', 'Base', 'w/o U', 'w/ U') for e in (1, 2)]
     assert done.stdout.count('Report: ')==1
