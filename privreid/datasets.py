@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'SOURCES', 'IMAGES', 'MSMT17_VERSIONS', 'FOLDERS', 'READERS', 'Record', 'people_of', 'Listing', 'require',
-           'find_images', 'market1501', 'read_list', 'all_there', 'msmt17', 'read_protocol', 'write_pictures',
+           'find_images', 'market1501', 'read_list', 'all_there', 'msmt17', 'read_protocol', 'extract_pictures',
            'extract_cuhk03', 'cuhk03', 'Row', 'known_split', 'match_names', 'read_manifest', 'one_query_per_camera',
            'divide', 'image_folder', 'list_data', 'load_data', 'save_split', 'read_split']
 
@@ -68,7 +68,7 @@ class Listing:
         records = getattr(self, part)
         return Split(decode(self.paths(part), size), torch.tensor([r.pid for r in records]), torch.tensor([r.cam for r in records]), [r.name for r in records])
 
-# %% ../nbs/00c_datasets.ipynb #fff539f2
+# %% ../nbs/00c_datasets.ipynb #c3841572
 @patch
 def load(self:Listing,
     size:tuple[int,int]=(256,128), # H, W
@@ -79,7 +79,7 @@ def load(self:Listing,
     people = people_of(self.train)
     if len(people)<2: raise ValueError(f'{self.root} holds {len(people)} identity to train on: a split by identity needs at least 2.')
     shared = people & people_of(self.query+self.gallery)
-    if shared: warnings.warn(f'{len(shared)} people are both in training and in the test (first: {next(self.root/r.name for r in self.train if r.pid in shared)}): the test measures memory. Take them out of one of the two.')
+    if shared: warnings.warn(f'Training and test share {len(shared)} of their people (first: {next(self.root/r.name for r in self.train if r.pid in shared)}): the test measures memory. Take them out of one of the two.')
     query,gallery = (self.read(part, size) for part in ('query', 'gallery'))
     return ReidData(self.name, *split_validation(self.read('train', size), seed), query, gallery)
 
@@ -201,8 +201,8 @@ def read_protocol(path:Path)->list[list[Record]]: # of train, query, gallery
         return [sorted(records[i] for i in p) for p in places]
     except Exception as e: raise ValueError(f'{path} cannot be read as a protocol of CUHK03 ({type(e).__name__}: {e}).') from None   # a damaged .mat raises anything
 
-# %% ../nbs/00c_datasets.ipynb #f888e578
-def write_pictures(
+# %% ../nbs/00c_datasets.ipynb #f4493aae
+def extract_pictures(
     release:Path, # cuhk-03.mat
     variant:str,  # detected or labeled
     folder:Path,
@@ -226,7 +226,7 @@ def extract_cuhk03(
         sweep(folder.parent)
         with atomic(folder) as tmp:
             tmp.mkdir()
-            try: write_pictures(release, variant, tmp)
+            try: extract_pictures(release, variant, tmp)
             except ImportError: raise ValueError(f"{release} is an HDF5 file: h5py reads it, `pip install 'privreid[cuhk03]'` brings it.") from None
             except (OSError, KeyError, TypeError, ValueError) as e: raise ValueError(f'{release} cannot be extracted to {folder.parent} ({e}).') from None
     except OSError as e:

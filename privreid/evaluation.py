@@ -35,7 +35,7 @@ def pooled_psnr(a:Tensor, b:Tensor)->Tensor: # -> scalar, dB
     "PSNR of the mean squared error over all images, as in the authors' code."
     return -10*mse(a, b).mean().log10()
 
-# %% ../nbs/06_evaluation.ipynb #5aaed47a
+# %% ../nbs/06_evaluation.ipynb #33cc7b90
 @lru_cache(16)
 @torch.inference_mode(False)   # or a matrix first made there could not be used in training
 def window_matrix(n:int, sigma:float=1.5, radius:int=5)->Tensor: # (n-2*radius, n), rows sum to 1
@@ -66,7 +66,7 @@ def ssim(a:Tensor, b:Tensor, tile:int=32)->Tensor: # (B,3,H,W) in [-1,1] -> (B,)
     def mean(a, b):
         windows = similarity(tiles(a), tiles(b)).transpose(-3, -2).flatten(-2).flatten(-3, -2)   # (B,3,rows,columns,th,tw), put together
         return windows[...,:h,:w].flatten(1).mean(1, dtype=torch.float64).float()
-    some = 1 if a.device.type=='cpu' else 32                        # images at once
+    some = torch.get_num_threads() if a.device.type=='cpu' else 32  # images at once
     with torch.autocast(a.device.type, enabled=False): return torch.cat([mean(*pair) for pair in zip(a.split(some), b.split(some))])
 
 # %% ../nbs/06_evaluation.ipynb #8abb9f85

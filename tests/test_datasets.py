@@ -139,7 +139,7 @@ def test_people_in_training_and_test_are_reported(tiny_market, tmp_path, one_lin
     rows = [f'{who}{c}{k}.png,{who},{c},{part}' for who,part,k in (('a', 'train', 0), ('b', 'train', 0), ('a', 'gallery', 1), ('b', 'query', 1)) for c in (1, 2)]
     for row in rows: put(tmp_path/'own'/row.split(',')[0])
     (tmp_path/'own'/'manifest.csv').write_text('\n'.join(['path,identity,camera,split', *rows]))
-    with pytest.warns(UserWarning, match='2 people are both in training and in the test'): image_folder(tmp_path/'own').load(SIZE)
+    with pytest.warns(UserWarning, match='share 2 of their people'): image_folder(tmp_path/'own').load(SIZE)
 
 def test_single_training_identity(tiny_market, one_line):
     root = tiny_market(train=1)
