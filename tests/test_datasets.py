@@ -135,7 +135,7 @@ def test_people_in_training_and_test_are_reported(tiny_market, tmp_path, one_lin
     put(root/'query'/again)                                               # person 3 trains; distractors and junk are nobody
     with pytest.warns(UserWarning) as w: market1501(root).load((64,32))
     assert len(w)==1
-    one_line(w[0].message, '1 people', root/'bounding_box_train'/'0003_c1s1_000000_00.jpg', 'memory')
+    one_line(w[0].message, 'share 1 of their people', root/'bounding_box_train'/'0003_c1s1_000000_00.jpg', 'memory')
     rows = [f'{who}{c}{k}.png,{who},{c},{part}' for who,part,k in (('a', 'train', 0), ('b', 'train', 0), ('a', 'gallery', 1), ('b', 'query', 1)) for c in (1, 2)]
     for row in rows: put(tmp_path/'own'/row.split(',')[0])
     (tmp_path/'own'/'manifest.csv').write_text('\n'.join(['path,identity,camera,split', *rows]))
