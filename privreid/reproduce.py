@@ -71,7 +71,7 @@ def plan(
                 if needed: jobs.append(Job(check(replace(here, desensitizer=d)), in_order(needed|{'Base'})))
     return jobs if numbers else []
 
-# %% ../nbs/07d_reproduce.ipynb #c505e562
+# %% ../nbs/07d_reproduce.ipynb #8e9a0bc0
 def state(job:Job, out:Path)->str: # finished, interrupted or to do
     "How far a job is."
     folder = out/'runs'/job.name
@@ -95,12 +95,15 @@ def known_times(cfg:Config, out:Path)->dict[tuple[str,str],float]: # (data, arm)
 TRAININGS = {'Upper': partial(ReidTraining, paired=False), 'Base': ReidTraining, 'w/o U': JointTraining, 'w/ U': JointTraining}
 
 @lru_cache
-def step_time(cfg:Config, arm:str)->float: # seconds for one image
-    "Time a training step of an arm here. On a CPU few pictures are enough: as many pixels as four of the paper's size have."
+def step_time(
+    cfg:Config,
+    make, # of `TRAININGS`
+)->float: # seconds for one image
+    "Time a training step here. On a CPU few pictures are enough: as many pixels as four of the paper's size have."
     share_cpus()
     accelerator = Accelerator()
     n = cfg.batch if accelerator.device.type=='cuda' else min(cfg.batch, max(4, 4*256*128//(cfg.height*cfg.width)))
-    training = TRAININGS[arm](replace(cfg, weights='', compile=False), n//2, accelerator)
+    training = make(replace(cfg, weights='', compile=False), n//2, accelerator)
     x,labels = (torch.rand(n, 3, *cfg.size)*2-1).to(accelerator.device), torch.arange(n, device=accelerator.device)//2
     for _ in range(2):   # the first warms up
         start = time.perf_counter()
@@ -119,7 +122,7 @@ def expected_times(jobs:list[Job], out:Path)->dict[tuple[str,str],float]: # (dat
         missing = [a for a in job.arms if (job.cfg.data, a) not in times and state(job, out)!='finished']
         if missing: n = train_images(job.cfg)*job.cfg.epochs
         alike = replace(job.cfg, data='', root='', seed=0, desensitizer='')
-        for a in missing: times[job.cfg.data, a] = n*step_time(alike, a)
+        for a in missing: times[job.cfg.data, a] = n*step_time(alike, TRAININGS[a])
     return times
 
 def timetable(
