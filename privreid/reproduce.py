@@ -71,7 +71,7 @@ def plan(
                 if needed: jobs.append(Job(check(replace(here, desensitizer=d)), in_order(needed|{'Base'})))
     return jobs if numbers else []
 
-# %% ../nbs/07d_reproduce.ipynb #8e9a0bc0
+# %% ../nbs/07d_reproduce.ipynb #ab2fbda0
 def state(job:Job, out:Path)->str: # finished, interrupted or to do
     "How far a job is."
     folder = out/'runs'/job.name
@@ -92,6 +92,7 @@ def known_times(cfg:Config, out:Path)->dict[tuple[str,str],float]: # (data, arm)
         for arm,row in json.loads(path.read_text(encoding='utf-8'))['arms'].items(): found.setdefault((theirs.data, arm), []).append(row['seconds'])
     return {k: float(np.mean(v)) for k,v in found.items()}
 
+# %% ../nbs/07d_reproduce.ipynb #99b6d430
 TRAININGS = {'Upper': partial(ReidTraining, paired=False), 'Base': ReidTraining, 'w/o U': JointTraining, 'w/ U': JointTraining}
 
 @lru_cache
@@ -125,6 +126,7 @@ def expected_times(jobs:list[Job], out:Path)->dict[tuple[str,str],float]: # (dat
         for a in missing: times[job.cfg.data, a] = n*step_time(alike, TRAININGS[a])
     return times
 
+# %% ../nbs/07d_reproduce.ipynb #b732cbe6
 def timetable(
     jobs:list[Job],
     out:Path,
