@@ -1,24 +1,45 @@
 "What the benchmarks share: the clock, peak memory, and the table that goes into RESULTS.md."
-import argparse, ctypes, datetime, importlib.metadata, os, platform, statistics, time
+import argparse, ctypes, datetime, importlib.metadata, multiprocessing, os, platform, statistics, time
 from pathlib import Path
 import torch
 
 CLOCKS = dict(wall=time.perf_counter, cpu=time.process_time)
 
+def stopwatch(
+    clock:str='wall',       # or cpu: the seconds that processors worked for us
+    sync=lambda: None,      # waits for a GPU
+):                          # f -> seconds that f() takes
+    now = CLOCKS[clock]
+    def seconds(f):
+        sync(); start = now(); f(); sync()
+        return now()-start
+    return seconds
+
 def race(
     rivals:dict,            # name -> function without arguments
     rounds:int,             # that count
-    clock:str='wall',       # or cpu: the seconds that processors worked for us
-    sync=lambda: None,      # waits for a GPU
-    warm:bool=True,         # a round that does not count comes first
+    seconds=stopwatch(),    # that one of them takes
+    warm:int=1,             # rounds that do not count, before
 )->dict[str,float]:
     "Run all in turn, round after round; the median seconds of each."
-    now,times = CLOCKS[clock], {k: [] for k in rivals}
-    for r in range(-warm, rounds):
-        for k,f in rivals.items():
-            sync(); start = now(); f(); sync()
-            if r>=0: times[k].append(now()-start)
-    return {k: statistics.median(t) for k,t in times.items()}
+    times = [{k: seconds(f) for k,f in rivals.items()} for _ in range(warm+rounds)][warm:]
+    return {k: statistics.median(t[k] for t in times) for k in rivals}
+
+def _work(pipe, clock:str, make, args:tuple):
+    f,seconds = make(*args), stopwatch(clock)
+    while pipe.poll(None):
+        try: pipe.recv()
+        except EOFError: return
+        pipe.send(seconds(f))
+
+class Apart:
+    "A rival in a process of its own, which measures for itself: what others leave in memory neither helps nor hurts it."
+    def __init__(self, clock:str, make, *args): # make(*args), called there, gives the function to measure
+        spawn = multiprocessing.get_context('spawn')
+        self.pipe,theirs = spawn.Pipe()
+        spawn.Process(target=_work, args=(theirs, clock, make, args), daemon=True).start()
+        theirs.close()
+    def seconds(self)->float: self.pipe.send('run'); return self.pipe.recv()
 
 def peak_memory(f)->float: # MB
     "What a call needs at its peak beyond what was there before; nan where the system does not tell (it is Linux that does)."

@@ -10,7 +10,7 @@ import os, tempfile
 from pathlib import Path
 import numpy as np
 import torch
-from common import load, options, publish, race
+from common import load, options, publish, race, stopwatch
 from PIL import Image, ImageFilter, ImageOps
 from privreid.data import SyntheticPedestrians, augment, draw_augmentation, to_float
 from privreid.desensitize import DESENSITIZERS, desensitizer
@@ -77,14 +77,14 @@ def measure(paths:list[Path], folder:Path, rounds:int, clock:str)->list[tuple[st
     def plain():
         for p in paths:
             with Image.open(p) as im: np.asarray(im.convert('RGB').resize(SIZE[::-1], Image.BILINEAR))
-    t = race({'plain': plain, 'ours': cold}, rounds, clock)
+    t = race({'plain': plain, 'ours': cold}, rounds, stopwatch(clock))
     rows.append(('open and resize (cold)', len(paths)/t['plain'], len(paths)/t['ours']))
     images = cold()
     check(paths, images)
     def draw(): return torch.randperm(len(paths), generator=generator)[:BATCH], draw_augmentation(BATCH, *SIZE, generator=generator)
     for name in DESENSITIZERS:
         d = desensitizer(name)
-        t = race({f.__name__: lambda f=f: plain_batch(paths, *draw(), f, rng) for f in RIVALS[name]} | {'ours': lambda: batch(images, *draw(), d)}, rounds, clock)
+        t = race({f.__name__: lambda f=f: plain_batch(paths, *draw(), f, rng) for f in RIVALS[name]} | {'ours': lambda: batch(images, *draw(), d)}, rounds, stopwatch(clock))
         for f in RIVALS[name]: rows.append((f"batch, {f.__name__.replace('_', ' ')}", BATCH/t[f.__name__], BATCH/t['ours']))
     if torch.cuda.is_available():
         there = images.cuda()
@@ -93,7 +93,7 @@ def measure(paths:list[Path], folder:Path, rounds:int, clock:str)->list[tuple[st
             def on_gpu():
                 index,dice = draw()
                 return batch(there, index.cuda(), dice, d)
-            rows.append((f'batch on the GPU, {name}', float('nan'), BATCH/race({'ours': on_gpu}, rounds, clock, torch.cuda.synchronize)['ours']))
+            rows.append((f'batch on the GPU, {name}', float('nan'), BATCH/race({'ours': on_gpu}, rounds, stopwatch(clock, torch.cuda.synchronize))['ours']))
     return rows
 
 def main():

@@ -8,7 +8,7 @@ Features are drawn: a centre for each person, and as much noise, not the same fo
 All rivals find the same numbers, which is checked. They run in one process, in turn, and medians count. Memory is what a call needs at its peak beyond features and labels.
 """
 import numpy as np, torch
-from common import load, options, peak_memory, publish, race
+from common import load, options, peak_memory, publish, race, stopwatch
 from privreid.evaluation import distances, evaluate_ranking
 
 SIZES = dict(market1501=(3368, 15913, 750, 6), msmt17=(11659, 82161, 3060, 15), tiny=(200, 1000, 50, 6))   # queries, gallery, people, cameras
@@ -81,7 +81,7 @@ def main():
         rivals |= {'ranking, privreid': lambda: evaluate_ranking(d, *labels)}|slow
         check(d[:200], *labels)
     found,memory = evaluate_ranking(distances(q, v), *labels), {k: peak_memory(f) for k,f in rivals.items()}      # warm them up, too
-    t = race(rivals, args.rounds, args.clock, torch.cuda.synchronize if args.device.startswith('cuda') else lambda: None, warm=False)
+    t = race(rivals, args.rounds, stopwatch(args.clock, torch.cuda.synchronize if args.device.startswith('cuda') else lambda: None), warm=0)
     about = (f'{len(q):,} queries, {len(v):,} gallery images, 2048 features on {args.device}: {found}. Medians of {args.rounds} rounds by the {args.clock} clock, '
              f'rivals in turn; load average {busy:.1f} at the start. {args.note}')
     table = ['| | seconds | in products | peak memory, MB |', '|---|---:|---:|---:|']

@@ -10,7 +10,7 @@ import importlib.util
 import numpy as np, torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from common import load, options, publish, race
+from common import load, options, publish, race, stopwatch
 from data import RIVALS, SIZE
 from privreid.data import SyntheticPedestrians, to_float, to_uint8
 from privreid.desensitize import DESENSITIZERS, desensitizer
@@ -81,7 +81,7 @@ def main():
     table = ['| | rival | images/s | privreid | ratio |', '|---|---|---:|---:|---:|']
     with torch.no_grad():
         for what,some in (rivals|desensitizer_rivals(a)).items():
-            t = race(some, args.rounds, args.clock)
+            t = race(some, args.rounds, stopwatch(args.clock))
             ours = t.pop('privreid')
             table += [f'| {what} | {k} | {args.images/s:,.0f} | {args.images/ours:,.0f} | {s/ours:.1f} |' for k,s in t.items()]
     missing = [p for p in ('kornia', 'torchmetrics') if not importlib.util.find_spec(p)]

@@ -7,7 +7,7 @@
     python benchmarks/training.py --epoch --preset demo             # data, progress bar, log, checkpoint and validation beside the step
 
 `PlainStep` is what one would write first: float32, channels-first, eager. Each lever is put on it alone; `privreid` pulls all of them. tests/test_speed.py holds the two to the same losses and gradients.
-Prints a table and appends it to benchmarks/RESULTS.md. Versions run in turn in one process, and the median of the rounds counts.
+Prints a table and appends it to benchmarks/RESULTS.md. Versions run in turn, on a CPU each in a process of its own (as a training is), and the median of the rounds counts.
 """
 import argparse, statistics, subprocess, tempfile, threading, time
 from collections import defaultdict
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from common import load, options, publish, race
+from common import Apart, load, options, publish, race, stopwatch
 from privreid.agw import wrt_loss
 from privreid.checkpoint import Checkpoint
 from privreid.data import SyntheticPedestrians
@@ -106,16 +106,27 @@ def flops(step)->int:
     with FlopCounterMode(display=False) as counter: step()
     return counter.get_total_flops()
 
-def measure(cfg:Config, device:torch.device, rounds:int, steps:int, half:str, compile:bool, apart:bool, clock:str)->list[str]: # lines of the table
-    identities = 751
+def makers(cfg:Config, device:torch.device, half:str, compile:bool)->dict:
+    "`versions` on a batch of noise."
     x = torch.rand(cfg.batch, 3, *cfg.size, device=device)*2-1
     y = desensitizer(cfg.desensitizer).to(device)(x)
-    makers = versions(cfg, identities, (x, y, torch.arange(cfg.batch, device=device)//cfg.per_identity), half, compile)
-    sync = torch.cuda.synchronize if device.type=='cuda' else lambda: None
-    def several(step): return lambda: [step() for _ in range(steps)]
-    if apart: seconds = {k: race({k: several(make())}, rounds, clock, sync)[k] for k,make in makers.items()}
-    else: seconds = race({k: several(make()) for k,make in makers.items()}, rounds, clock, sync)
-    first,work = next(iter(seconds.values())), flops(makers['privreid']())
+    return versions(cfg, 751, (x, y, torch.arange(cfg.batch, device=device)//cfg.per_identity), half, compile)
+
+def several(name:str, steps:int, threads:int, *args):
+    "A function that goes `steps` steps of one version."
+    torch.set_num_threads(threads)
+    step = makers(*args)[name]()
+    return lambda: [step() for _ in range(steps)]
+
+def measure(rounds:int, steps:int, apart:bool, clock:str, *args)->list[str]: # lines of the table; args as of `makers`
+    cfg,device = args[:2]
+    def run(names):
+        these = {k: (k, steps, torch.get_num_threads(), *args) for k in names}
+        if device.type=='cpu': return race({k: Apart(clock, several, *t) for k,t in these.items()}, rounds, Apart.seconds, warm=3)
+        return race({k: several(*t) for k,t in these.items()}, rounds, stopwatch(clock, torch.cuda.synchronize), warm=3)
+    made = makers(*args)
+    seconds = {k: run([k])[k] for k in made} if apart else run(made)
+    first,work = next(iter(seconds.values())), flops(made['privreid']())
     lines = [f'One step counts {work/1e9:,.1f} GFLOP.', '', '| version | ms a step | images/s | times plain | GFLOP/s |', '|---|---:|---:|---:|---:|']
     return lines+[f'| {k} | {1e3*s/steps:,.1f} | {cfg.batch*steps/s:,.1f} | {first/s:.2f} | {work*steps/s/1e9:,.1f} |' for k,s in seconds.items()]
 
@@ -190,8 +201,8 @@ def main():
     compile = cuda if args.compile is None else args.compile
     if args.epoch: how,table = f'precision {half}, compile {compile}', epoch(replace(cfg, precision=half, compile=compile), device)
     else:
-        how = f'median of {args.rounds} rounds by the {args.clock} clock, versions {"one after the other" if args.apart else "in turn"}'
-        table = measure(cfg, device, args.rounds, args.steps or (20 if cuda else 1), half, compile, args.apart, args.clock)
+        how = f'median of {args.rounds} rounds by the {args.clock} clock, versions {"one after the other" if args.apart else "in turn"}{"" if cuda else ", each in a process of its own"}'
+        table = measure(args.rounds, args.steps or (20 if cuda else 1), args.apart, args.clock, cfg, device, half, compile)
     publish(f"Training{', whole epochs' if args.epoch else ''}", 'torch', f'{cfg.height} x {cfg.width}, batch {cfg.batch}, {cfg.backbone}, ngf {cfg.ngf}, ndf {cfg.ndf}; {how}; '
             f'load average {busy:.1f} at the start. {args.note}', table+([] if cuda else ['', 'On a GPU: not measured.']))
 

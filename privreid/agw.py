@@ -159,14 +159,15 @@ class CenterLoss(nn.Module):
     def forward(self, pooled:Tensor, labels:Tensor)->Tensor: # (B,F), (B,) -> scalar
         return (pooled.float()-self.centers[labels]).pow(2).sum(1).mean()
 
-# %% ../nbs/03_agw.ipynb #f65b7548
+# %% ../nbs/03_agw.ipynb #5ab7951e
 def wrt_loss(
     pooled:Tensor, # (B,F), not normalised
     labels:Tensor, # (B,)
 )->Tensor:
     "Weighted regularisation triplet loss (Ye et al. 2021, eq. 7-8)."
     same = labels[:,None]==labels[None]
-    if same.device.type=='cpu' and same.all(): raise ValueError('A batch for the triplet loss needs at least two identities.')   # a GPU would make us wait for the answer
+    asked = same.device.type=='cpu' and not torch.compiler.is_compiling()    # a GPU would make us wait for the answer, and a compiled graph would break in two
+    if asked and same.all(): raise ValueError('A batch for the triplet loss needs at least two identities.')
     with torch.autocast(pooled.device.type, enabled=False):                  # a small difference of large squares: float32
         pooled = pooled.float()
         sq = pooled.pow(2).sum(1)

@@ -150,9 +150,11 @@ def check_machine(cfg:Config, accelerator:Accelerator):
     if started!=accelerator.num_processes: raise ValueError(f'{started} processes were started, and each believes to be alone: without GPUs, call share_cpus() before the Accelerator is made.')
     if cpu and cfg.compile and not any(map(shutil.which, (os.environ.get('CXX', 'c++'), 'g++', 'clang++'))): raise ValueError('compile needs a C++ compiler on a CPU: install g++ or clang++, or leave compile out.')
 
-# %% ../nbs/04_joint.ipynb #c05ab5a3
+# %% ../nbs/04_joint.ipynb #4abc53d6
 class Training:
     "Networks and optimisers, and what they have in common: how a loss becomes a step."
+    forwards = ()   # methods that torch.compile translates: all that a step computes before its backward passes
+
     def __init__(self,
         cfg:Config,
         identities:int,
@@ -168,7 +170,8 @@ class Training:
         self.nets = nn.ModuleDict(self.build()|dict(reid=reid, center=CenterLoss(identities, reid.features))).to(accelerator.device)
         self.optimizers = {k: self.optimizer(k) for k in self.nets}
         self.nets.to(memory_format=torch.channels_last)      # convolutions are faster so, on CPUs and on GPUs
-        self.run = {k: torch.compile(n, dynamic=False) for k,n in self.nets.items()} if cfg.compile else self.nets   # what a step calls; `nets` keep names and weights
+        if cfg.compile:
+            for f in self.forwards: setattr(self, f, torch.compile(getattr(self, f), dynamic=False))
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=self.precision=='fp16')
 
     def build(self)->dict[str,nn.Module]: return {}
@@ -210,7 +213,7 @@ def average(tensors:list[Tensor], accelerator:Accelerator):
     flat = accelerator.reduce(torch.cat([t.detach().reshape(-1) for t in tensors]), 'mean')
     for t,new in zip(tensors, flat.split([t.numel() for t in tensors])): t.copy_(new.view_as(t))
 
-# %% ../nbs/04_joint.ipynb #33470e73
+# %% ../nbs/04_joint.ipynb #7f554b4e
 def gather(
     t:Tensor,                # this process's part (B,...) of a batch
     accelerator:Accelerator,
@@ -227,45 +230,59 @@ def gather(
 @patch
 def reid_loss(self:Training, x:Tensor, labels:Tensor)->Tensor:
     "AGW's loss on this process's part of a batch."
-    return agw_loss(self.run['reid'](x), labels, self.nets['center'], self.cfg.center_weight, lambda t: gather(t, self.accelerator))
+    return agw_loss(self.nets['reid'](x), labels, self.nets['center'], self.cfg.center_weight, lambda t: gather(t, self.accelerator))
 
-# %% ../nbs/04_joint.ipynb #692d9dac
+# %% ../nbs/04_joint.ipynb #01b60204
 class ReidTraining(Training):
     "Re-ID alone: on raw images (Upper), or on raw and supervision images (Base)."
+    forwards = 'losses',
+
     def __init__(self, *args, paired:bool=True, **kwargs):
         super().__init__(*args, **kwargs)
         self.paired = paired
 
+    def losses(self, x:Tensor, y:Tensor, labels:Tensor)->dict[str,Tensor]:
+        "AGW's losses on each kind of image."
+        losses = dict(reid_raw=self.reid_loss(x, labels))
+        if self.paired: losses['reid_protected'] = self.reid_loss(y, labels)
+        return losses
+
     def step(self, x:Tensor, y:Tensor, labels:Tensor)->dict[str,Tensor]:
         "Train on a batch; returns the losses."
-        with self.autocast():
-            losses = dict(reid_raw=self.reid_loss(x, labels))
-            if self.paired: losses['reid_protected'] = self.reid_loss(y, labels)
+        with self.autocast(): losses = self.losses(x, y, labels)
         self.update(losses, ('reid', 'center'))
         return losses
 
-# %% ../nbs/04_joint.ipynb #30a60d8c
+# %% ../nbs/04_joint.ipynb #e00dd561
 class JointTraining(Training):
     "The paper's joint training of G_X, G_Y, D_Y, D_X and AGW."
+    forwards = 'generate', 'losses_D', 'losses_G'
+
     def build(self):
         cfg = self.cfg
         return dict(G_X=UNetGenerator(cfg.size, cfg.ngf), G_Y=UNetGenerator(cfg.size, cfg.ngf), D_Y=PatchGAN(cfg.ndf), D_X=PatchGAN(cfg.ndf))
 
     def step(self, x:Tensor, y:Tensor, labels:Tensor)->dict[str,Tensor]:
         "Train on a batch; returns the losses of both half steps."
-        with self.autocast():
-            p = self.run['G_X'](x)
-            r = self.run['G_Y'](p)
+        with self.autocast(): p,r = self.generate(x)
         return self.step_D(x, y, p, r)|self.step_G(x, y, p, r, labels)
+
+    def generate(self, x:Tensor)->tuple[Tensor,Tensor]: # p, r
+        "Protected and recovered images."
+        p = self.nets['G_X'](x)
+        return p, self.nets['G_Y'](p)
 
     def step_D(self, x:Tensor, y:Tensor, p:Tensor, r:Tensor)->dict[str,Tensor]:
         "Teach the discriminators to tell y from p given x, and x from r given p."
-        with self.autocast():
-            losses = dict(D_Y=discriminator_loss(self.run['D_Y'], x, y, p), D_X=discriminator_loss(self.run['D_X'], p, x, r))
+        with self.autocast(): losses = self.losses_D(x, y, p, r)
         self.update(losses, ('D_Y', 'D_X'))
         return losses
 
-# %% ../nbs/04_joint.ipynb #b0bf36f5
+    def losses_D(self, x:Tensor, y:Tensor, p:Tensor, r:Tensor)->dict[str,Tensor]:
+        "Equations (1) and (4), as the discriminators minimise them."
+        return dict(D_Y=discriminator_loss(self.nets['D_Y'], x, y, p), D_X=discriminator_loss(self.nets['D_X'], p, x, r))
+
+# %% ../nbs/04_joint.ipynb #933adc9f
 @contextmanager
 def frozen(*nets:nn.Module):
     "Inside, the parameters of `nets` take no gradient."
@@ -277,9 +294,9 @@ def frozen(*nets:nn.Module):
 @patch
 def losses_G(self:JointTraining, x:Tensor, y:Tensor, p:Tensor, r:Tensor, labels:Tensor)->dict[str,Tensor]:
     "The six weighted terms of eq. (8) that generators and AGW minimise."
-    run,weight = self.run, self.cfg.lambda_l1
-    return dict(adv_ano=gan_loss(run['D_Y'](x, p), True), l1_ano=weight*F.l1_loss(p.float(), y),
-                adv_rec=gan_loss(run['D_X'](p.detach(), r), True), l1_rec=weight*F.l1_loss(r.float(), x),
+    nets,weight = self.nets, self.cfg.lambda_l1
+    return dict(adv_ano=gan_loss(nets['D_Y'](x, p), True), l1_ano=weight*F.l1_loss(p.float(), y),
+                adv_rec=gan_loss(nets['D_X'](p.detach(), r), True), l1_rec=weight*F.l1_loss(r.float(), x),
                 reid_raw=self.reid_loss(x, labels), reid_protected=self.reid_loss(p, labels))
 
 @patch

@@ -60,7 +60,7 @@ def init_weights(net:nn.Module, std:float=.02):
         elif isinstance(m, nn.BatchNorm2d): nn.init.normal_(m.weight, 1, std)
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d)) and m.bias is not None: nn.init.zeros_(m.bias)
 
-# %% ../nbs/02_pix2pix.ipynb #b3da98cb
+# %% ../nbs/02_pix2pix.ipynb #081ff5e8
 class PatchGAN(nn.Module):
     "70x70 PatchGAN on (condition, picture): two `(B,3,H,W)` to logits `(B,1,H/8-2,W/8-2)`, above 0 for 'real'."
     def __init__(self,
@@ -69,9 +69,10 @@ class PatchGAN(nn.Module):
     ):
         super().__init__()
         widths = [ndf*min(2**i, 8) for i in range(n_layers+1)]
-        layers = [nn.Conv2d(6, ndf, 4, 2, 1), nn.LeakyReLU(.2)]
+        def leaky(): return nn.LeakyReLU(.2, inplace=True)   # nobody else sees what comes in: a third less memory to train
+        layers = [nn.Conv2d(6, ndf, 4, 2, 1), leaky()]
         for i,(a,b) in enumerate(zip(widths, widths[1:]), 1):
-            layers += [nn.Conv2d(a, b, 4, 2 if i<n_layers else 1, 1, bias=False), nn.BatchNorm2d(b), nn.LeakyReLU(.2)]
+            layers += [nn.Conv2d(a, b, 4, 2 if i<n_layers else 1, 1, bias=False), nn.BatchNorm2d(b), leaky()]
         self.body = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 1))
         init_weights(self)
     def forward(self, condition:Tensor, picture:Tensor)->Tensor: return self.body(torch.cat([condition, picture], 1))

@@ -138,6 +138,9 @@ def train(folder):
     t = Trainer(JointTraining(cfg, 8, a), street.train, Supervision(GaussianNoise()), [Validate(street), Upgradation(0.)])
     whole = (torch.rand(16, 3, 64, 32, generator=torch.Generator().manual_seed(0))*2-1, torch.arange(16)//4)
     apart = difference(t.training, a, *whole)
+    compiled = JointTraining(cfg, 8, a)
+    compiled.reid_loss = torch.compile(compiled.reid_loss, backend='aot_eager', dynamic=False)
+    apart.append(difference(compiled, a, *whole)[0])
     seen = [sorted(set(l.tolist())) for x,y,l in t.batches(1)]
     t.fit()
     digest = hashlib.sha256(b''.join(v.cpu().contiguous().numpy().tobytes() for v in t.nets.state_dict().values() if v.is_floating_point())).hexdigest()
@@ -167,8 +170,8 @@ def test_two_processes_end_with_equal_weights(two):
     assert all(not set(p)&set(q) for p,q in zip(a['seen'], b['seen'], strict=True))          # no identity twice in a step
 
 def test_two_processes_compute_the_loss_and_gradients_of_one(two):
-    for shared,alone in (r['apart'] for r in two):
-        assert shared<1e-4
+    for shared,alone,compiled in (r['apart'] for r in two):
+        assert shared<1e-4 and compiled<1e-4
         assert alone>1e-2      # triplets of a process's own half would be another loss
 
 def test_accelerate_launch_shares_a_run(tmp_path):

@@ -36,7 +36,8 @@ slow = pytest.mark.skipif("not config.getoption('--slow')", reason='minutes of c
 @pytest.mark.parametrize('backend', ['', 'aot_eager', pytest.param('inductor', marks=slow)])   # of torch.compile; aot_eager translates alike and does not compile
 def test_fast_step_equals_plain_step(batch, backend, monkeypatch):
     compile = torch.compile
-    monkeypatch.setattr(torch, 'compile', lambda net, **options: compile(net, backend=backend, **options))
+    monkeypatch.setattr(torch, 'compile', lambda f, **options: compile(f, backend=backend, **options))
+    close = 1e-2 if backend=='inductor' else 1e-4   # it rounds otherwise, and of two maxima that are almost equal, another may win a pooling window
     training = joint(compile=bool(backend)); training.nets.train()
     plain = PlainStep({k: copy.deepcopy(n).to(memory_format=torch.contiguous_format) for k,n in training.nets.items()}, training.cfg)
     start,before = {k: v.clone() for k,v in training.nets.named_parameters()}, {k: [b.clone() for b in n.buffers()] for k,n in training.nets.items()}
@@ -49,7 +50,7 @@ def test_fast_step_equals_plain_step(batch, backend, monkeypatch):
         params = [(k,p) for k,p in net.named_parameters() if p.requires_grad]
         largest = max(g.norm() for g in want[name])
         for (k,p),g,h in zip(params, want[name], got[name], strict=True):
-            assert (g-h).norm()<=1e-4*g.norm()+1e-5*largest, f'{name}.{k}'
+            assert (g-h).norm()<=close*g.norm()+1e-5*largest, f'{name}.{k}'
             # Adam's first step is lr in the direction of gradient and decay; where these are only rounding, that may be either
             was,now = start[f'{name}.{k}'], training.nets[name].get_parameter(k)
             drive = g.abs() if name=='center' else (g+training.cfg.weight_decay*was).abs()
@@ -59,6 +60,15 @@ def test_fast_step_equals_plain_step(batch, backend, monkeypatch):
         for (k,b),was in zip(net.named_buffers(), before[name], strict=True):     # BatchNorm's statistics, and how often they were updated
             torch.testing.assert_close(training.nets[name].get_buffer(k), b, rtol=1e-4, atol=1e-5, msg=lambda m: f'{name}.{k}: {m}')
             assert k in ('mean', 'std') or not torch.equal(b, was), f'{name}.{k}'   # AGW's own, of ImageNet, are constants
+
+def test_a_compiled_step_is_three_graphs(batch, monkeypatch):
+    "Pictures, losses of the discriminators, losses of the others: each in one piece, and translated once."
+    counters,compile = torch._dynamo.utils.counters, torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda f, **options: compile(f, backend='aot_eager', **options))
+    training = joint(compile=True); training.nets.train()
+    torch._dynamo.reset(); counters.clear()
+    for _ in range(3): training.step(*batch)
+    assert counters['stats']['unique_graphs']==3 and not counters['graph_break']
 
 def test_raw_and_protected_batches_have_statistics_of_their_own(batch):
     "Two BatchNorm updates a step, not one of both batches together."
@@ -102,6 +112,21 @@ def test_table_of_the_cost_model():
         said = re.search(rf'^\| {re.escape(name)} \| ([\d.]+) \| ([\d.]+) \|', text, re.M)
         assert said, name
         assert [float(v) for v in said.groups()]==[pytest.approx(v, abs=.06) for v in got], name
+
+def test_memory_of_the_cost_model():
+    "MB that an image leaves for the backward pass, as nbs/scale.md states them."
+    text = (ROOT/'nbs'/'scale.md').read_text(encoding='utf-8')
+    def kept(net, pictures):
+        own,seen = {t.untyped_storage().data_ptr() for t in (*net.parameters(), *net.buffers())}, {}
+        def pack(t):
+            storage = t.untyped_storage()
+            if storage.data_ptr() not in own: seen[storage.data_ptr()] = (storage.nbytes(), t)   # the tensor too, or its address would be used again
+            return t
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): out = net(*(torch.rand(2, 3, 256, 128) for _ in range(pictures)))
+        return sum(n for n,_ in seen.values())/2e6
+    for name,got in {'U-Net': kept(UNetGenerator(), 1), 'PatchGAN': kept(PatchGAN(), 2), 'AGW, ResNet-50': kept(AGW(751), 1)}.items():
+        said = re.search(rf'^\| {re.escape(name)} \|(?: [\d.]+ \|){{2}} ([\d.]+) \|', text, re.M)
+        assert said and float(said[1])==pytest.approx(got, abs=.3), name
 
 # --- quick to start
 
