@@ -1,5 +1,6 @@
 "What the benchmarks share: the clock, peak memory, and the table that goes into RESULTS.md."
 import argparse, ctypes, datetime, importlib.metadata, multiprocessing, os, platform, statistics, time
+from contextlib import suppress
 from pathlib import Path
 import torch
 
@@ -27,10 +28,8 @@ def race(
 
 def _work(pipe, clock:str, make, args:tuple):
     f,seconds = make(*args), stopwatch(clock)
-    while pipe.poll(None):
-        try: pipe.recv()
-        except EOFError: return
-        pipe.send(seconds(f))
+    with suppress(EOFError):   # the other side is gone
+        while pipe.recv(): pipe.send(seconds(f))
 
 class Apart:
     "A rival in a process of its own, which measures for itself: what others leave in memory neither helps nor hurts it."

@@ -124,7 +124,8 @@ def test_memory_of_the_cost_model():
             return t
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): out = net(*(torch.rand(2, 3, 256, 128) for _ in range(pictures)))
         return sum(n for n,_ in seen.values())/2e6
-    for name,got in {'U-Net': kept(UNetGenerator(), 1), 'PatchGAN': kept(PatchGAN(), 2), 'AGW, ResNet-50': kept(AGW(751), 1)}.items():
+    for name,got in {'U-Net': kept(UNetGenerator(), 1), 'PatchGAN': kept(PatchGAN(), 2), 'AGW, ResNet-50': kept(AGW(751), 1),
+                     'AGW, ResNet-50, `inter_channels=1`': kept(AGW(751, inter_channels=1), 1)}.items():
         said = re.search(rf'^\| {re.escape(name)} \|(?: [\d.]+ \|){{2}} ([\d.]+) \|', text, re.M)
         assert said and float(said[1])==pytest.approx(got, abs=.3), name
 
