@@ -24,7 +24,7 @@ def joint(**changes): return JointTraining(preset('demo', **TINY|changes), 8, Ac
 def test_G_step_leaves_discriminators_alone(batch):
     training = joint(); training.nets.train()
     x,y,labels = batch
-    p = training.nets['G_X'](x); r = training.nets['G_Y'](p)
+    p,r = training.generate(x)
     before = {k: v.clone() for k,v in training.nets.named_parameters() if k.startswith('D_')}
     training.step_G(x, y, p, r, labels)
     for k,v in training.nets.named_parameters():
@@ -33,7 +33,7 @@ def test_G_step_leaves_discriminators_alone(batch):
 def test_D_step_leaves_generators_alone(batch):
     training = joint(); training.nets.train()
     x,y,labels = batch
-    p = training.nets['G_X'](x); r = training.nets['G_Y'](p)
+    p,r = training.generate(x)
     training.step_D(x, y, p, r)
     assert all(v.grad is None for k,v in training.nets.named_parameters() if not k.startswith('D_'))
     assert all(v.grad is not None for k,v in training.nets.named_parameters() if k.startswith('D_'))
@@ -42,7 +42,7 @@ def test_D_step_leaves_generators_alone(batch):
 def test_each_term_reaches_G_X(batch, term):
     training = joint(); training.nets.train()
     x,y,labels = batch
-    p = training.nets['G_X'](x); r = training.nets['G_Y'](p)
+    p,r = training.generate(x)
     training.losses_G(x, y, p, r, labels)[term].backward()
     assert all(v.grad is not None and v.grad.abs().sum()>0 for k,v in training.nets['G_X'].named_parameters() if k.endswith('weight') and v.dim()==4)
 

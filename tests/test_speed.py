@@ -19,7 +19,7 @@ def joint(**changes): return JointTraining(preset('demo', **dict(ngf=4, ndf=4, b
 
 @pytest.fixture(scope='module')
 def batch():
-    few = SyntheticPedestrians(size=(64,32)).split([(p, c, 0) for p in (1, 2) for c in range(4)])
+    few = SyntheticPedestrians(size=(64,32)).split([(p, c, 0) for p in (5, 6) for c in range(4)])   # no two maxima of a pooling window so close that rounding decides
     x = to_float(few.images)
     return x, Blur()(x), few.labels()
 
@@ -31,13 +31,15 @@ def recorded(optimizers):
     for k,opt in optimizers.items(): opt.register_step_pre_hook(lambda opt, *_, k=k: seen.update({k: [p.grad.clone() for g in opt.param_groups for p in g['params']]}))
     return seen
 
+def compile_with(backend, monkeypatch):
+    compile = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda f, **options: compile(f, backend=backend, **options))
+
 slow = pytest.mark.skipif("not config.getoption('--slow')", reason='minutes of compiling: --slow')
 
 @pytest.mark.parametrize('backend', ['', 'aot_eager', pytest.param('inductor', marks=slow)])   # of torch.compile; aot_eager translates alike and does not compile
 def test_fast_step_equals_plain_step(batch, backend, monkeypatch):
-    compile = torch.compile
-    monkeypatch.setattr(torch, 'compile', lambda f, **options: compile(f, backend=backend, **options))
-    close = 1e-2 if backend=='inductor' else 1e-4   # it rounds otherwise, and of two maxima that are almost equal, another may win a pooling window
+    compile_with(backend, monkeypatch)
     training = joint(compile=bool(backend)); training.nets.train()
     plain = PlainStep({k: copy.deepcopy(n).to(memory_format=torch.contiguous_format) for k,n in training.nets.items()}, training.cfg)
     start,before = {k: v.clone() for k,v in training.nets.named_parameters()}, {k: [b.clone() for b in n.buffers()] for k,n in training.nets.items()}
@@ -50,7 +52,7 @@ def test_fast_step_equals_plain_step(batch, backend, monkeypatch):
         params = [(k,p) for k,p in net.named_parameters() if p.requires_grad]
         largest = max(g.norm() for g in want[name])
         for (k,p),g,h in zip(params, want[name], got[name], strict=True):
-            assert (g-h).norm()<=close*g.norm()+1e-5*largest, f'{name}.{k}'
+            assert (g-h).norm()<=1e-4*g.norm()+1e-5*largest, f'{name}.{k}'
             # Adam's first step is lr in the direction of gradient and decay; where these are only rounding, that may be either
             was,now = start[f'{name}.{k}'], training.nets[name].get_parameter(k)
             drive = g.abs() if name=='center' else (g+training.cfg.weight_decay*was).abs()
@@ -63,8 +65,8 @@ def test_fast_step_equals_plain_step(batch, backend, monkeypatch):
 
 def test_a_compiled_step_is_three_graphs(batch, monkeypatch):
     "Pictures, losses of the discriminators, losses of the others: each in one piece, and translated once."
-    counters,compile = torch._dynamo.utils.counters, torch.compile
-    monkeypatch.setattr(torch, 'compile', lambda f, **options: compile(f, backend='aot_eager', **options))
+    counters = torch._dynamo.utils.counters
+    compile_with('aot_eager', monkeypatch)
     training = joint(compile=True); training.nets.train()
     torch._dynamo.reset(); counters.clear()
     for _ in range(3): training.step(*batch)
@@ -99,9 +101,14 @@ def test_flops_of_the_cost_model(batch):
     n.train()
     assert flops(lambda: training.step(*batch))==pytest.approx(6*G+16*D+6*R, rel=.03)
 
+def stated(name):
+    "GFLOP, million parameters and MB of a network in the table of nbs/scale.md."
+    row = re.search(rf'^\| {re.escape(name)} \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|', (ROOT/'nbs'/'scale.md').read_text(encoding='utf-8'), re.M)
+    assert row, name
+    return [float(v) for v in row.groups()]
+
 def test_table_of_the_cost_model():
-    "GFLOP per image and millions of parameters, as nbs/scale.md states them."
-    text = (ROOT/'nbs'/'scale.md').read_text(encoding='utf-8')
+    "GFLOP per image and millions of parameters."
     def count(net, *shapes):
         with torch.device('meta'): net = net().eval()
         with torch.no_grad(): work = flops(lambda: net(*(torch.empty(1, *s, device='meta') for s in shapes)))
@@ -109,13 +116,10 @@ def test_table_of_the_cost_model():
     picture = (3,256,128)
     for name,got in {'U-Net': count(UNetGenerator, picture), 'PatchGAN': count(PatchGAN, picture, picture), 'AGW, ResNet-50': count(lambda: AGW(751), picture),
                      'AGW, ResNet-50, `inter_channels=1`': count(lambda: AGW(751, inter_channels=1), picture)}.items():
-        said = re.search(rf'^\| {re.escape(name)} \| ([\d.]+) \| ([\d.]+) \|', text, re.M)
-        assert said, name
-        assert [float(v) for v in said.groups()]==[pytest.approx(v, abs=.06) for v in got], name
+        assert stated(name)[:2]==[pytest.approx(v, abs=.06) for v in got], name
 
 def test_memory_of_the_cost_model():
-    "MB that an image leaves for the backward pass, as nbs/scale.md states them."
-    text = (ROOT/'nbs'/'scale.md').read_text(encoding='utf-8')
+    "MB that an image leaves for the backward pass."
     def kept(net, pictures):
         own,seen = {t.untyped_storage().data_ptr() for t in (*net.parameters(), *net.buffers())}, {}
         def pack(t):
@@ -126,8 +130,7 @@ def test_memory_of_the_cost_model():
         return sum(n for n,_ in seen.values())/2e6
     for name,got in {'U-Net': kept(UNetGenerator(), 1), 'PatchGAN': kept(PatchGAN(), 2), 'AGW, ResNet-50': kept(AGW(751), 1),
                      'AGW, ResNet-50, `inter_channels=1`': kept(AGW(751, inter_channels=1), 1)}.items():
-        said = re.search(rf'^\| {re.escape(name)} \|(?: [\d.]+ \|){{2}} ([\d.]+) \|', text, re.M)
-        assert said and float(said[1])==pytest.approx(got, abs=.3), name
+        assert stated(name)[2]==pytest.approx(got, abs=.3), name
 
 # --- quick to start
 
