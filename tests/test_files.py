@@ -1,273 +1,135 @@
-"Files: strange images, and a cache that survives rivals, kills, full disks and changes."
-import os, signal, subprocess, sys, time, warnings
+"Files: nobody sees half of one, nobody but its owner a private one; strict JSON; bars for those who look."
+import json, math, os, stat, subprocess, sys
 from contextlib import contextmanager
 from pathlib import Path
-import numpy as np, pytest, torch
-from PIL import Image
+import pytest
 import privreid.files as files
-from privreid.data import SyntheticPedestrians, Split
-from privreid.files import decode, keep, read_image, sweep
+from privreid.files import atomic, expand, make_private, progress, strict_json, legible
 
 posix = pytest.mark.skipif(os.name!='posix', reason='needs Unix')
-SIZE = (32,16)
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    "A cache of its own for every test."
-    monkeypatch.setenv('PRIVREID_CACHE', str(tmp_path/'cache'))
-    return tmp_path/'cache'
-
-@pytest.fixture
-def photos(tmp_path):
-    "A factory of `n` different JPEGs; returns their paths in order of name."
-    def make(n=6, size=(40,20)):
-        rng,folder = np.random.default_rng(n), tmp_path/'photos'
-        folder.mkdir()
-        for i in range(n): Image.fromarray(rng.integers(0, 256, (*size,3), dtype=np.uint8)).save(folder/f'{i:03d}.jpg')
-        return sorted(folder.iterdir())
-    return make
-
-def by_pillow(paths, size=SIZE):
-    "The reference: one image after the other."
-    return torch.stack([torch.from_numpy(np.array(Image.open(p).convert('RGB').resize(size[::-1], Image.BILINEAR))).permute(2,0,1) for p in paths])
 
 @contextmanager
-def nobody(monkeypatch, cache):
+def nobody(monkeypatch, cache, uid=65534):
     "Without root's rights, who may write anywhere, and with `cache` for the cache; pytest's folders are private, so those above are opened."
     monkeypatch.setenv('PRIVREID_CACHE', str(cache))
     for p in cache.parents:
         if 'pytest-' in str(p): p.chmod(0o755)
     root = os.geteuid()==0
-    if root: os.seteuid(65534)
+    if root: os.seteuid(uid)
     try: yield
     finally:
         if root: os.seteuid(0)
 
-def never(*args): raise AssertionError('decoded again')
-def entries(cache): return sorted(p.name for p in cache.iterdir())
+def mode(path): return stat.S_IMODE(path.lstat().st_mode)
 
-# --- one image
-
-@pytest.fixture
-def picture():
-    im = SyntheticPedestrians(size=(64,32)).split([(3,1,0)]).images[0]
-    return Image.fromarray(im.permute(1,2,0).numpy())
-
-@pytest.mark.parametrize('orientation, stored', [(1, None), (2, 'FLIP_LEFT_RIGHT'), (3, 'ROTATE_180'), (4, 'FLIP_TOP_BOTTOM'),
-                                                 (5, 'TRANSPOSE'), (6, 'ROTATE_90'), (7, 'TRANSVERSE'), (8, 'ROTATE_270')])
-@pytest.mark.parametrize('suffix', ['png', 'jpg'])
-def test_exif_turns_a_picture_upright(tmp_path, picture, orientation, stored, suffix):
-    exif = Image.Exif(); exif[0x112] = orientation
-    lying = picture.transpose(Image.Transpose[stored]) if stored else picture
-    lying.save(tmp_path/f'a.{suffix}', exif=exif, **(dict(quality=100, subsampling=0) if suffix=='jpg' else {}))
-    off = np.abs(read_image(tmp_path/f'a.{suffix}', (64,32)).astype(int)-np.asarray(picture))
-    assert off.max()<=(0 if suffix=='png' else 6)
-
-def test_sixteen_bits_are_scaled(tmp_path):
-    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16)[None].repeat(4, 0)      # each 8-bit level once
-    for name in ('a.png', 'a.tif'):
-        Image.fromarray(ramp).save(tmp_path/name)
-        assert (read_image(tmp_path/name, (4,256))==np.arange(256)[None,:,None]).all(), name
-
-def test_cmyk(tmp_path, picture):
-    picture.convert('CMYK').save(tmp_path/'a.jpg', quality=100, subsampling=0)
-    assert np.abs(read_image(tmp_path/'a.jpg', (64,32)).astype(int)-np.asarray(picture)).mean()<2
-
-def test_transparency_is_ignored(tmp_path, picture):
-    few = picture.quantize(16)
-    few.save(tmp_path/'p.png', transparency=bytes([0]*8+[128]*8))
-    picture.putalpha(0); picture.save(tmp_path/'rgba.png')
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')                                   # Pillow warns of palettes with transparency
-        assert (read_image(tmp_path/'p.png', (64,32))==np.asarray(few.convert('RGB'))).all()
-        assert (read_image(tmp_path/'rgba.png', (64,32))==np.asarray(picture)[...,:3]).all()
-
-def test_one_pixel(tmp_path):
-    Image.new('RGB', (1,1), (7,80,255)).save(tmp_path/'a.png')
-    assert (read_image(tmp_path/'a.png', SIZE)==[7,80,255]).all()
-
-@pytest.mark.parametrize('spoil', [lambda p: p.write_bytes(b''), lambda p: p.write_bytes(p.read_bytes()[:-100]), lambda p: p.write_bytes(b'text, not a picture'),
-                                   lambda p: (p.unlink(), p.mkdir()), lambda p: p.unlink()], ids=['empty', 'truncated', 'text', 'folder', 'missing'])
-def test_a_bad_file_is_named_and_nothing_is_kept(photos, cache, one_line, spoil):
-    paths = photos(6)
-    spoil(paths[3])
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')                                   # the cache is not to blame
-        with pytest.raises(ValueError) as e: decode(paths, SIZE)
-    one_line(e.value, paths[3], 'Replace or remove')
-    assert not cache.exists() or entries(cache)==[]
-
-# --- many images
-
-def test_decode_is_pillow_in_order(photos, cache):
-    paths = photos(9)
-    images = decode(paths, SIZE)
-    assert images.dtype==torch.uint8 and images.shape==(9,3,*SIZE) and images.is_contiguous()
-    assert torch.equal(images, by_pillow(paths)) and len(entries(cache))==1
-    assert torch.equal(decode([str(p) for p in paths], list(SIZE)), images) and len(entries(cache))==1
-    for other in (paths[::-1], paths[:4], [paths[0]]*3): assert torch.equal(decode(other, SIZE), by_pillow(other))
-    assert torch.equal(decode(paths, (16,32)), by_pillow(paths, (16,32)))
-    assert len(entries(cache))==5
-
-def test_nothing_to_decode(cache): assert decode([], SIZE).shape==(0,3,*SIZE) and not cache.exists()
-
-def test_the_second_call_decodes_nothing(photos, monkeypatch):
-    paths = photos()
-    first = decode(paths, SIZE)
-    monkeypatch.setattr(files, 'read_image', never)
-    assert torch.equal(decode(paths, SIZE), first)
-
-def test_a_changed_file_is_decoded_again(photos, monkeypatch):
-    paths = photos()
-    decode(paths, SIZE)
-    when = paths[2].stat().st_mtime_ns
-    for colour,ns in (((255,0,0), when), ((0,255,0), when+1)):           # other bytes at the same time; then as many bytes, a nanosecond later
-        Image.new('RGB', (20,40), colour).save(paths[2], 'bmp'); os.utime(paths[2], ns=(ns, ns))
-        assert torch.equal(decode(paths, SIZE), by_pillow(paths))
-    monkeypatch.setattr(files, 'FORMAT', -1); monkeypatch.setattr(files, 'read_image', never)
-    with pytest.raises(AssertionError, match='again'): decode(paths, SIZE)
-
-def test_the_result_cannot_alter_the_cache(photos, cache):
-    paths = photos()
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        images = decode(paths, SIZE)
-        before, = [p.read_bytes() for p in cache.iterdir()]
-        images.zero_(); images.numpy()[:] = 7
-    assert [p.read_bytes() for p in cache.iterdir()]==[before]
-    assert torch.equal(decode(paths, SIZE), by_pillow(paths)) and (images==7).all()
-
-def test_the_result_serves_a_split(photos):
-    paths = photos()
-    split = Split(decode(paths, SIZE), torch.arange(6), torch.ones(6).long(), [p.name for p in paths])
-    assert torch.equal(split[torch.tensor([4,1])].images, by_pillow([paths[4], paths[1]]))
-    assert torch.equal(split.images.to('cpu', torch.float32), by_pillow(paths).float()) and split.size==SIZE
-
-def test_threads_do_not_run_away_from_a_slow_disk(monkeypatch):
-    "However long the writer pauses, only so many images wait for it in memory."
-    n,begun,most = 3*files.AHEAD+1, [], 0
-    monkeypatch.setattr(files, 'read_image', lambda path, size: begun.append(path) or np.full((*size,3), path, np.uint8))
-    for taken,im in enumerate(files.decoded([i%251 for i in range(n)], (2,1)), 1):
-        if taken%100==1: time.sleep(.1)
-        most = max(most, len(begun)-taken)
-        assert (im==(taken-1)%251).all()
-    assert taken==len(begun)==n and 0<most<files.AHEAD
-
-def test_a_bar_when_there_is_much_to_do(photos, capsys):
-    path, = photos(1, (2,2))
-    decode([path]*999, (2,2)); assert 'decoding' not in capsys.readouterr().err
-    decode([path]*1000, (2,2)); assert 'decoding' in capsys.readouterr().err
-
-# --- a cache that cannot be written
-
-def unwritable(paths, cache, one_line):
-    with pytest.warns(UserWarning) as w: images = decode(paths, SIZE)
-    assert len(w)==1 and torch.equal(images, by_pillow(paths))
-    one_line(w[0].message, cache, 'PRIVREID_CACHE')
-
-def test_a_file_in_place_of_the_cache(photos, cache, one_line):
-    cache.write_text('in the way')
-    unwritable(photos(), cache, one_line)
-    assert cache.read_text()=='in the way'
+# --- who may look
 
 @posix
-def test_a_read_only_cache(photos, cache, one_line, monkeypatch):
-    paths = photos()
-    cache.mkdir(0o555)
-    with nobody(monkeypatch, cache): unwritable(paths, cache, one_line)
-    assert entries(cache)==[]
+@pytest.mark.parametrize('umask', [0, 0o022, 0o077])
+def test_a_private_file_is_private_at_every_moment(tmp_path, umask):
+    "Whatever is below the folder is either below a closed one or closed itself, while writing and afterwards."
+    old,target = os.umask(umask), tmp_path/'new'/'newer'/'key.txt'
+    try:
+        with atomic(target, private=True) as tmp:
+            tmp.write_text('secret')
+            assert mode(tmp.parent)==0o700 and tmp.parent.parent==target.parent
+    finally: os.umask(old)
+    assert target.read_text()=='secret' and [mode(p) for p in (target, target.parent, target.parent.parent)]==[0o600, 0o700, 0o700]
+    assert list(target.parent.iterdir())==[target]
 
 @posix
-def test_a_full_disk(photos, cache, one_line):
-    "A limit on the size of a file stops the writing half-way, as a full disk does."
-    import resource
-    paths,limits = photos(), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4*3*32*16+5, limits[1]))
-    try: unwritable(paths, cache, one_line)
-    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert entries(cache)==[]
-
-# --- other processes
-
-CHILD = '''
-import hashlib, sys, time
-import privreid.files as files
-read,pause = files.read_image, float(sys.argv[1])
-def slow(path, size): time.sleep(pause); return read(path, size)
-files.read_image = slow
-print('ready', flush=True); sys.stdin.readline()
-print(hashlib.sha256(files.decode(sys.argv[2:], (32,16)).numpy().tobytes()).hexdigest())
-'''
-
-def child(paths, pause):
-    "A process that waits for a line before it decodes, `pause` seconds an image and thread."
-    env = os.environ|dict(OMP_NUM_THREADS='1', PYTHONPATH=str(Path(files.__file__).parents[1]))
-    return subprocess.Popen([sys.executable, '-c', CHILD, str(pause), *map(str, paths)], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-def wait_for(what, seconds=60):
-    end = time.time()+seconds
-    while not what():
-        assert time.time()<end, 'waited in vain'
-        time.sleep(.005)
-
-def test_two_processes_race(photos, cache):
-    import hashlib
-    paths = photos(40)
-    rivals = [child(paths, .3) for _ in range(2)]
-    for p in rivals: assert p.stdout.readline()=='ready\n'
-    for p in rivals: p.stdin.write('\n'); p.stdin.flush()
-    wait_for(lambda: cache.exists() and len(list(cache.glob('.*.tmp')))==2)   # both are at it
-    said = [p.communicate(timeout=60)[0].strip() for p in rivals]
-    assert said==[hashlib.sha256(by_pillow(paths).numpy().tobytes()).hexdigest()]*2
-    assert len(entries(cache))==1 and entries(cache)[0].startswith('images-')
+def test_a_watcher_never_opens_a_private_file(tmp_path, monkeypatch):
+    "Another user who tries all the time, in a folder that all may enter."
+    if os.geteuid(): pytest.skip('needs two users')
+    with nobody(monkeypatch, tmp_path/'x'): pass
+    watch = ('import os, sys, time\nos.seteuid(65534)\nprint("ready", flush=True)\nend = time.time()+.6\nwhile time.time()<end:\n for at,_,names in os.walk(sys.argv[1]):\n'
+             '  for n in names:\n   try: print(open(os.path.join(at, n)).read())\n   except OSError: pass\n')
+    open_to_all = tmp_path/'note.txt'
+    open_to_all.write_text('seen')                                       # the watcher can watch
+    with subprocess.Popen([sys.executable, '-c', watch, str(tmp_path)], stdout=subprocess.PIPE, text=True) as p:
+        p.stdout.readline()
+        while p.poll() is None:
+            for name in ('key', 'key', 'folder'):
+                with atomic(tmp_path/name, private=True) as tmp:
+                    if name=='folder': tmp.mkdir(); (tmp/'a').write_text('secret')
+                    else: tmp.write_text('secret')
+            files.remove(tmp_path/'folder')
+        said = set(p.stdout.read().split())
+    assert said=={'seen'}
 
 @posix
-def test_killed_half_way(photos, cache):
-    paths = photos(60)
-    p = child(paths, .1)
-    assert p.stdout.readline()=='ready\n'
-    p.stdin.write('\n'); p.stdin.flush()
-    wait_for(lambda: any(t.stat().st_size for t in cache.glob('.*.tmp')))     # something is written ...
-    os.kill(p.pid, signal.SIGKILL); p.communicate()
-    left, = cache.iterdir()
-    assert p.returncode==-signal.SIGKILL and left.name.startswith('.') and 0<left.stat().st_size<60*3*32*16   # ... and not all
-    assert torch.equal(decode(paths, SIZE), by_pillow(paths))
-    assert len(entries(cache))==2                                        # too young to tell whether its writer is dead
-    os.utime(left, (time.time()-3700,)*2)
-    decode(paths[:2], SIZE)
-    assert not left.exists() and len(entries(cache))==2
-
-# --- keep
-
-def test_keep_writes_once_and_sweeps_only_its_own_litter(cache):
-    calls = []
-    def write(path): calls.append(path); path.write_text('42')
-    cache.mkdir()
-    old = time.time()-5000
-    (cache/'.folder.tmp').mkdir(); (cache/'.folder.tmp'/'a.png').touch(); os.utime(cache/'.folder.tmp', (old, old))
-    for name in ('.old.tmp', '.hidden', 'visible.tmp', '.young.tmp'):
-        (cache/name).write_text('?')
-        if name!='.young.tmp': os.utime(cache/name, (old, old))
-    for _ in range(2): assert keep('a', write)==cache/'a' and (cache/'a').read_text()=='42'
-    assert len(calls)==1 and calls[0].parent==cache and not calls[0].exists()
-    assert entries(cache)==['.hidden', '.young.tmp', 'a', 'visible.tmp']
-
-def test_sweep_and_a_writer_that_finishes_meanwhile(tmp_path):
-    (tmp_path/'.gone.tmp').symlink_to(tmp_path/'nowhere')                # listed, and not there when looked at
-    sweep(tmp_path)
+def test_a_private_folder_in_place_of_an_open_file(tmp_path):
+    (tmp_path/'out').write_text('open'); (tmp_path/'out').chmod(0o644)
+    with atomic(tmp_path/'out', private=True) as tmp: tmp.write_text('closed')
+    assert mode(tmp_path/'out')==0o600 and mode(tmp_path)!=0o600
+    with atomic(tmp_path/'pictures', private=True) as tmp:
+        (tmp/'deep').mkdir(parents=True); (tmp/'deep'/'a.png').write_text('x'); (tmp/'link').symlink_to(tmp_path/'elsewhere')
+    (tmp_path/'elsewhere').write_text('not ours'); (tmp_path/'elsewhere').chmod(0o644)
+    make_private(tmp_path/'pictures')
+    assert [mode(tmp_path/p) for p in ('pictures', 'pictures/deep', 'pictures/deep/a.png', 'elsewhere')]==[0o700, 0o700, 0o600, 0o644]
 
 @posix
-def test_litter_that_cannot_be_removed(monkeypatch, cache):
-    "In a cache shared like /tmp only its owner may remove a file; one's own folder can be locked, too."
-    litter = cache/'.old.tmp'/'locked'
-    litter.mkdir(parents=True); (litter/'1.png').touch(); litter.chmod(0o555)
-    cache.chmod(0o1777); os.utime(litter.parent, (0, 0))
-    with nobody(monkeypatch, cache), warnings.catch_warnings():
-        warnings.simplefilter('error')
-        assert keep('answer', lambda path: path.write_text('42'))==cache/'answer'
-    assert entries(cache)==['.old.tmp', 'answer'] and (litter/'1.png').exists()
+@pytest.mark.parametrize('chmod', [lambda self, mode: None, lambda self, mode: (_ for _ in ()).throw(PermissionError(1, 'Operation not permitted'))], ids=['ignored', 'refused'])
+def test_a_place_that_knows_no_modes_is_named_once(tmp_path, monkeypatch, one_line, chmod):
+    monkeypatch.setattr(Path, 'chmod', chmod); monkeypatch.setattr(files, '_UNPROTECTED', set())
+    with pytest.warns(UserWarning) as told:
+        for folder in ('a', 'b', 'a'):
+            for i in range(2):
+                with atomic(tmp_path/folder/f'{i}.png', private=True) as tmp: tmp.touch(0o644)
+    assert len(told)==2
+    for w,folder in zip(told, 'ab'): one_line(w.message, tmp_path/folder, 'disk of your own')
 
-def test_errors_of_the_writer_pass_through(cache):
-    def write(path): path.write_text('half'); raise KeyError('a mistake of its own')
-    with pytest.raises(KeyError): keep('a', write)
-    assert entries(cache)==[]
+def test_what_is_half_written_goes_whatever_happens(tmp_path):
+    for private in (False, True):
+        with pytest.raises(KeyError), atomic(tmp_path/'a', private=private) as tmp: tmp.write_text('half'); raise KeyError
+        with atomic(tmp_path/('n'*250), private=private) as tmp: tmp.write_text('a name as long as names may be')
+    assert [p.name for p in tmp_path.iterdir()]==['n'*250]
+
+# --- JSON
+
+def test_json_is_strict(one_line):
+    value = {'a': [1, 2.5, None, 'é'], 'b': {'1': True}}
+    assert json.loads(strict_json(value))==value and strict_json(value, indent=1)==json.dumps(value, indent=1)
+    for bad,place in (({'arms': {'Base': {'psnr': math.nan}}}, "arms['Base']['psnr'] "), ({'rows': [1., (2., -math.inf)]}, 'rows[1][1] '), ([{}, {'a b': math.inf}], "[1]['a b'] "), (math.nan, 'the value ')):
+        with pytest.raises(ValueError) as e: strict_json(bad)
+        one_line(e.value, 'is NaN or infinite'); assert str(e.value).startswith(place)
+
+# --- paths, bars
+
+def test_no_home_is_one_sentence(monkeypatch, one_line):
+    monkeypatch.setenv('HOME', '/home/somebody'); assert expand('~/a/~b')==Path('/home/somebody/a/~b') and expand('a')==Path('a')
+    monkeypatch.delenv('HOME'); monkeypatch.setattr(os, 'getuid', lambda: 4_000_000_000)   # a user whom the system does not know
+    for path in ('~/runs', '~nobody-of-that-name/x'):
+        with pytest.raises(ValueError) as e: expand(path)
+        one_line(e.value, path, 'Write the path in full')
+
+def test_bars_are_for_those_who_look(monkeypatch, capsys):
+    def drawn(**kw): list(progress(range(3), 'working', **kw)); return 'working' in capsys.readouterr().err
+    assert not drawn()                                                    # standard error goes to a file, or to pytest
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
+    assert drawn() and not drawn(show=False)
+    monkeypatch.setenv('TQDM_DISABLE', '1'); assert not drawn()
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: False)
+    monkeypatch.setenv('TQDM_DISABLE', '0'); assert drawn() and not drawn(show=False)
+
+def test_no_standard_error_at_all(monkeypatch):
+    monkeypatch.setattr(sys, 'stderr', None)
+    assert list(progress(range(3)))==[0, 1, 2]
+
+# --- what people have written, in a message
+
+def test_told_is_seen_and_short():
+    assert legible('Zoë/李 2.jpg')=='Zoë/李 2.jpg' and legible(Path('a')/'b')==str(Path('a')/'b')
+    assert legible('a\nb\x1b[0m\u202e\xa0\udcff')==r'a\nb\x1b[0m\u202e\xa0\udcff'
+    long = legible('begin'+'\n'*10**6+'end', 100)
+    assert len(long)==100 and long.startswith('begin') and long.endswith('end') and '...' in long
+
+@pytest.mark.parametrize('odd', [None, 7, [], {}, 'a\0b', 'x'*5000, '\ud800'], ids=repr)
+def test_what_is_no_path_is_refused(odd, one_line):
+    with pytest.raises((TypeError, ValueError)) as e: expand(odd)
+    one_line(e.value, type(odd).__name__ if not isinstance(odd, str) else 'nothing that a file can be called')
+    assert len(str(e.value))<500 and str(e.value).isprintable()
+
+def test_paths_that_may_yet_be_made(tmp_path):
+    (tmp_path/'file').touch()
+    for path in (tmp_path/'new'/'er', tmp_path/'file'/'x', 'here', os.fsencode(tmp_path)): assert expand(path)==Path(os.fsdecode(path))
