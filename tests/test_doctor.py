@@ -1,5 +1,5 @@
 "The doctor finds each ailment, and nothing else, in a fabricated patient."
-import json, shutil, subprocess, sys
+import json, os, shutil, subprocess, sys
 from pathlib import Path
 from zlib import crc32
 import numpy as np, pytest
@@ -58,6 +58,14 @@ AILMENTS = {  # name: (what happens, level, words of the finding, an example tha
     'foreign':     (lambda r: (r/'query'/'Thumbs.db').touch(), 'note', 'no images', 'query/Thumbs.db'),
     'Mac':         (lambda r: (r/'query'/'._0005_c1s1_000001_00.jpg').touch(), 'note', 'no images', 'query/._0005_c1s1_000001_00.jpg'),
     'double':      (lambda r: (r/TEST.format(5,2)).rename(r/(TEST.format(5,2)+'.jpg')), 'note', 'double ending', TEST.format(5,2)+'.jpg'),
+    'one colour':  (lambda r: Image.new('RGB', (16,32), (9,9,9)).save(r/TRAIN.format(1,1)), 'warning', 'single colour', TRAIN.format(1,1)),
+    'lens cap':    (lambda r: Image.fromarray((np.random.default_rng(0).random((32,16,3))*12).astype(np.uint8)).save(r/TRAIN.format(1,1)), 'warning', 'single colour', TRAIN.format(1,1)),
+    'telephone':   (lambda r: (r/'query'/'0005_c1s1_000009_00.heic').write_bytes(b'?'), 'warning', 'Pillow cannot open', 'query/0005_c1s1_000009_00.heic'),
+    'person 0':    (lambda r: put(r/TRAIN.format(0,1)), 'warning', 'distractors 0', TRAIN.format(0,1)),
+    'capital':     (lambda r: [put(r/'bounding_box_train'/f'{who}_c{c}s1_{i}.png') for who in ('Ada', 'ada') for c in (1,2) for i in (1,2)], 'warning', 'look like one', 'Ada, ada'),
+    'spelling':    (lambda r: put(r/TRAIN.format(1,1).replace('0001', '01')), 'warning', 'written in several ways', "'0001' = '01'"),
+    'invisible':   (lambda r: put(r/TRAIN.format(1,1).replace('0001', '0001\u200b')), 'note', 'written in several ways', "'0001' = '0001\\u200b'"),
+    '12 bits':     (lambda r: Image.fromarray(np.random.default_rng(0).integers(0, 4096, (32,16)).astype(np.uint16)).save(r/TRAIN.format(1,1).replace('.jpg', '.png')), 'note', '0..4095', TRAIN.format(1,1).replace('.jpg', '.png')),
     'misnamed':    (lambda r: put(r/'query'/'holiday.jpg'), 'warning', 'names are not understood', 'query/holiday.jpg')}
 
 @pytest.mark.filterwarnings("ignore:.*left out", "ignore:.*both in training")
@@ -91,11 +99,11 @@ def test_fatal_people(well, monkeypatch):
     monkeypatch.delitem(PUBLISHED, 'market1501')
     for f in (well/'bounding_box_train').glob('*_c2*'): f.unlink()
     levels = {f.what: f.level for f in examine('market1501', well).findings}
-    assert levels['Nobody in training has three images under at least two cameras, so nothing can be validated']=='fatal'
+    assert levels['Training is seen by a single camera, so nothing can be validated']=='fatal'
     for f in (well/'bounding_box_train').glob('000[234]*'): f.unlink()
     (well/TEST.format(5,2)).unlink(); (well/TEST.format(6,2)).unlink()
     levels = {f.what: f.level for f in examine('market1501', well).findings}
-    assert levels['Fewer than two people to train on']=='fatal' and levels['Queries without a match under another camera']=='fatal'
+    assert levels['Fewer than three people to train on']=='fatal' and levels['The test is seen by a single camera, so there is nothing to score']=='fatal'
 
 def test_many_names_are_all_kept_and_three_are_shown(well):
     for i in range(50): (well/'query'/f'{i}.txt').touch()
@@ -118,10 +126,10 @@ def test_what_cannot_be_listed_is_fatal(tmp_path, root):
 
 def test_a_file_that_is_listed_twice_is_fatal(tmp_path):
     "Once in training and once, as somebody else, in the gallery: no hash is needed to refuse it."
-    for who in 'abcd':
+    for who in 'abcde':
         for name in ('1_a', '1_b', '2_a'): put(tmp_path/who/f'{name}.png')
-    rows = [f'{p.relative_to(tmp_path).as_posix()},{p.parent.name},{p.name[0]},{"train" if p.parent.name<"c" else "gallery" if p.name[0]=="2" else "query"}' for p in sorted(tmp_path.rglob('*.png'))]
-    for more,code in (([], 0), (['a/1_a.png,c,1,gallery'], 2)):
+    rows = [f'{p.relative_to(tmp_path).as_posix()},{p.parent.name},{p.name[0]},{"train" if p.parent.name<"d" else "gallery" if p.name[0]=="2" else "query"}' for p in sorted(tmp_path.rglob('*.png'))]
+    for more,code in (([], 0), (['a/1_a.png,e,1,gallery'], 2)):
         (tmp_path/'manifest.csv').write_text('\n'.join(['path,identity,camera,split', *rows, *more]))
         result = examine('folder', tmp_path)
         assert result.exit_code==code and (not more or 'a/1_a.png is listed 2 times' in result.findings[0].what), result
@@ -138,19 +146,57 @@ def test_other_layouts(tmp_path, monkeypatch):
     monkeypatch.setenv('PRIVREID_CACHE', str(tmp_path/'cache'))
     result = examine('cuhk03', make_release(tmp_path/'cuhk'))
     assert result.listing and '7365' in result.findings[0].what
-    for who in 'abcd':
+    for who in 'abcdef':
         for name in ('1_a', '1_b', '2_a'): put(tmp_path/'own'/who/f'{name}.png')
     assert examine('folder', tmp_path/'own').exit_code==0
     assert examine('folder', tmp_path/'own', pattern=r'(?P<identity>\w)/(?P<camera>\d)').listing
-    for name in ('synthetic', 'markt'):
-        with pytest.raises(ValueError, match='no files to check'): examine(name, tmp_path)
+    for name,why in (('synthetic', 'no files to check'), ('markt', "Did you mean 'market1501'")):
+        with pytest.raises(ValueError, match=why): examine(name, tmp_path)
 
 def test_look_agrees_with_the_reader(tmp_path):
     put(tmp_path/'a.png', size=(20,30))
     seen = look(tmp_path/'a.png')
     assert seen.size==(30,20) and seen.mode=='RGB' and not seen.turned and len(seen.digest)==16
     shutil.copy(tmp_path/'a.png', tmp_path/'b.jpg'); assert look(tmp_path/'b.jpg')==seen
-    assert look(tmp_path/'none.png')==look(tmp_path)==R.Look()
+    for nothing in ('none.png', ''): assert look(tmp_path/nothing)._replace(trouble='')==R.Look() and str(tmp_path/nothing) in look(tmp_path/nothing).trouble
+
+def own(tmp_path, names):
+    for name in names: put(tmp_path/name)
+    return examine('folder', tmp_path)
+
+def test_a_camera_that_is_none(tmp_path):
+    "Numbers of the pictures in front of their names; a camera of one's own for each person."
+    result = own(tmp_path/'a', [f'{who}/{k}{i}_front.png' for k,who in enumerate('abcdef', 1) for i in range(4)])
+    assert result.exit_code==1 and [f.what for f in result.findings]==['Nearly every image has a camera of its own (24 cameras, 24 images)']
+    first = result.listing.train[0].name
+    taken = f"Of {first}, '{first[0]}' was taken for the identity and '{first[2:4]}' for the camera."
+    assert result.to_dict()['taken']==taken and taken in repr(result) and taken in result.findings[0].todo and '--pattern' in result.findings[0].todo
+    result = own(tmp_path/'b', [f'{who}/{who}-{c}_{i}.png' for who in 'abcdef' for c in (1, 2) for i in range(2)])
+    assert [f.what for f in result.findings]==['No camera has seen two people'] and result.exit_code==1
+
+def test_identities_that_are_conventions(tmp_path):
+    result = own(tmp_path, [f'{who}/{c}_{i}.png' for who in ('-1', '1.23E+20', '1', '2', '3', '4', '5') for c in (1, 2) for i in range(2)])
+    assert sorted(f.what for f in result.findings)==['Identities that a spreadsheet has rounded', 'Identity -1 counts as a person'] and result.exit_code==1
+
+@pytest.mark.parametrize('damage', [[], ['*_c2*'], ['query/*_c1*'], ['bounding_box_test/*5_*', 'bounding_box_test/*6_*'], ['bounding_box_train/000[234]*'], ['bounding_box_train/*c1s1_000002*']])
+def test_what_is_fatal_is_what_training_refuses(well, monkeypatch, damage):
+    monkeypatch.delitem(PUBLISHED, 'market1501')
+    for pattern in damage:
+        for p in well.glob(pattern if '/' in pattern else f'*/{pattern}'): p.unlink()
+    try: R.list_data('market1501', well).load((32,16)); refused = ''
+    except ValueError as e: refused = str(e)
+    result = examine('market1501', well)
+    assert (result.exit_code==2)==bool(refused)==bool(damage)
+    if refused: assert result.findings[0].what.lower()[:30] in refused.lower() and len(refused.splitlines())==1
+
+def test_what_cannot_be_read_says_why(well):
+    Image.fromarray(np.full((32,16), np.nan, np.float32)).save(well/TRAIN.format(1,1).replace('.jpg', '.tif'))
+    [f] = [f for f in examine('market1501', well).findings if f.level=='fatal']
+    assert 'NaN' in f.todo and f.where==[TRAIN.format(1,1).replace('.jpg', '.tif')]
+
+def test_the_root_is_kept_in_full(well, monkeypatch):
+    monkeypatch.chdir(well)
+    assert examine('market1501', '.').root==examine('market1501', '../market/query/..').root==well and examine('market1501', 'query').root==well/'query'
 
 # --- contact sheet
 
@@ -165,6 +211,11 @@ def test_the_sheet_hides_every_picture(well):
     for part,n in zip(SPLITS, (12, 2, 3)):
         for i,(a,b) in enumerate(zip(shown(plain, part), shown(hidden, part))):
             assert (b==(191 if i<n else 255)).all() and (a.std()>20)==(i<n)   # nothing but what `hide` returned, and white
+
+def test_the_sheet_is_for_its_owner(well, tmp_path):
+    R.save_sheet(examine('market1501', well).contact_sheet(n=2), tmp_path/'new'/'sheet.png')
+    with Image.open(tmp_path/'new'/'sheet.png') as im: assert im.format=='PNG'
+    if os.name=='posix': assert (tmp_path/'new'/'sheet.png').stat().st_mode&0o77==0==(tmp_path/'new').stat().st_mode&0o77
 
 def test_the_sheet_does_without_broken_pictures(well):
     AILMENTS['truncated'][0](well)
@@ -191,3 +242,12 @@ def test_mistakes_of_the_command(words, named):
 def test_the_command_says_what_is_missing(tmp_path):
     done = privreid('data', 'check', '--data', 'msmt17', '--root', tmp_path/'none', '--json', tmp_path/'r.json')
     assert done.returncode==2 and 'Wei et al.' in done.stdout and json.loads((tmp_path/'r.json').read_text())['exit_code']==2
+
+def test_names_do_not_write_on_the_terminal(well):
+    "A file may be called by the signs that clear a screen; the JSON has its true name."
+    odd = 'query/0005_c1s1_000002_\x1b[2J\n.txt'
+    try: (well/odd).write_text('x')
+    except OSError: pytest.skip('this file system has no such names')
+    result = examine('market1501', well)
+    note, = result.findings
+    assert r'\x1b[2J\n.txt' in str(note) and '\x1b' not in repr(result) and note.where==[odd]
