@@ -10,7 +10,7 @@ CELL = START+'''except ModuleNotFoundError:   # on Colab: the release, or where 
         if not _exit_code: break
 import torch
 print(f'{torch.cuda.get_device_name()} found, {gpu}.' if torch.cuda.is_available() else 'No GPU here, and none is needed: this whole lesson runs on a CPU.')'''
-DEVICE = re.compile(r'\b(?:Experiment|run_experiment|reproduce|main)\(|\bAccelerator\(\)')   # these take a GPU where there is one
+DEVICE = re.compile(r'\b(?:Experiment|run_experiment|reproduce|main)\(|\b(?:Accelerator|accelerator_on)\(\)')   # these take a GPU where there is one
 
 def uses_gpu(nb)->bool:
     "Whether the lesson itself, and not only what it exports, computes on a GPU."

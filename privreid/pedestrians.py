@@ -8,6 +8,7 @@ __all__ = ['PERSON', 'CAMERA', 'SHOT', 'DRAWING', 'PALETTES', 'draw_fields', 'st
 
 # %% ../nbs/00a_pedestrians.ipynb #634ac596
 import math
+from numbers import Integral
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -28,9 +29,11 @@ SHOT = dict(yaw=(-1, 1), phase=(0, 2*math.pi), stride=(.5, 1), dx=(-1, 1), dy=(-
 # %% ../nbs/00a_pedestrians.ipynb #d8f570e9
 def draw_fields(
     spec:dict, # field -> (low, high) for a uniform number, or a count n for a choice 0..n-1
-    *key:int,  # what the values depend on, and nothing else
+    *key:int,  # what the values depend on, and nothing else; from 0 on
 )->dict:       # field -> number
     "Draw one row of `spec`, the same for the same `key`."
+    if not key or not all(isinstance(n, Integral) and n>=0 for n in key):
+        raise ValueError(f'draw_fields takes a key of whole numbers from 0 on, not {str(key):.80}.')
     rng = np.random.default_rng(key)
     return {k: rng.uniform(*v) if isinstance(v, tuple) else int(rng.integers(v)) for k,v in spec.items()}
 
@@ -315,6 +318,11 @@ def render(
     width:int=128,     # pixels
 )->Tensor:             # uint8 (B,3,H,W)
     "Photograph each person with its camera at its moment."
+    if not len(people)==len(cameras)==len(shots)>0:
+        raise ValueError('render takes as many people as cameras and shots, at least one of each, not '
+                         f'{len(people)}, {len(cameras)} and {len(shots)}.')
+    if min(height, width)<1:
+        raise ValueError(f'render paints pictures of at least one pixel, not of {height} x {width}.')
     who,where,when = stack(people), stack(cameras), stack(shots)
     c = Canvas(len(people), height, width)
     paint_street(c, where, when)

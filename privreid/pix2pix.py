@@ -9,15 +9,19 @@ __all__ = ['unet_depth', 'UNetBlock', 'UNetGenerator', 'init_weights', 'PatchGAN
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from .checks import check_alike, check_images, check_number, check_size, shown
 
 # %% ../nbs/02_pix2pix.ipynb #8698db68
 def unet_depth(
     size:tuple[int,int], # H, W
 )->int:                  # levels, at most 7 as in the paper
     "How often both sides can be halved; at least 5 times, or the networks do not fit."
+    height,width = check_size(size)
     depth = 0
-    while depth<7 and all(n%2**(depth+1)==0 for n in size): depth += 1
-    if depth<5: raise ValueError(f'Images of {size[0]} x {size[1]} do not fit the U-Net: height and width must be multiples of 32, such as 64 x 32, 128 x 64 or 256 x 128.')
+    while depth<7 and height%2**(depth+1)==width%2**(depth+1)==0: depth += 1
+    if depth<5:
+        raise ValueError(f'Images of {height} x {width} do not fit the U-Net: height and width must be '
+                         'multiples of 32, such as 64 x 32, 128 x 64 or 256 x 128.')
     return depth
 
 # %% ../nbs/02_pix2pix.ipynb #2741f304
@@ -44,14 +48,15 @@ class UNetGenerator(nn.Module):
         ngf:int=64,                    # channels of the first level
     ):
         super().__init__()
-        self.size = tuple(size)
-        widths = [ngf*min(2**i, 8) for i in range(unet_depth(size))]
+        self.size,ngf = check_size(size), check_number(ngf, 'ngf', least=1, whole=True)
+        widths = [ngf*min(2**i, 8) for i in range(unet_depth(self.size))]
         block = None
         for c_in,c_mid in reversed(list(zip(widths, widths[1:]))): block = UNetBlock(c_in, c_mid, block)
         self.body = nn.Sequential(nn.Conv2d(3, ngf, 4, 2, 1, bias=False), block, nn.ReLU(), nn.ConvTranspose2d(2*ngf, 3, 4, 2, 1), nn.Tanh())
         init_weights(self)
-    def forward(self, x:Tensor)->Tensor: return self.body(x)
-    def extra_repr(self): return f'size={self.size}'
+    def forward(self, x:Tensor)->Tensor:
+        return self.body(check_images(x, 'UNetGenerator', self.body[0].weight, self.size, values=not self.training))
+    def __repr__(self): return f'UNetGenerator(size={self.size}, ngf={self.body[0].out_channels})'
 
 def init_weights(net:nn.Module, std:float=.02):
     "Weights of convolutions ~ N(0, std), of BatchNorm ~ N(1, std), biases 0 (pix2pix)."
@@ -68,6 +73,8 @@ class PatchGAN(nn.Module):
         n_layers:int=3, # strided layers
     ):
         super().__init__()
+        for name,n in (('ndf', ndf), ('n_layers', n_layers)): check_number(n, name, least=1, whole=True)
+        self.least = 3*2**n_layers                           # pixels a side for one logit
         widths = [ndf*min(2**i, 8) for i in range(n_layers+1)]
         def leaky(): return nn.LeakyReLU(.2, inplace=True)   # nobody else sees what comes in: a third less memory to train
         layers = [nn.Conv2d(6, ndf, 4, 2, 1), leaky()]
@@ -75,7 +82,12 @@ class PatchGAN(nn.Module):
             layers += [nn.Conv2d(a, b, 4, 2 if i<n_layers else 1, 1, bias=False), nn.BatchNorm2d(b), leaky()]
         self.body = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 1))
         init_weights(self)
-    def forward(self, condition:Tensor, picture:Tensor)->Tensor: return self.body(torch.cat([condition, picture], 1))
+    def forward(self, condition:Tensor, picture:Tensor)->Tensor:
+        def fit(x): return check_images(x, 'PatchGAN', self.body[0].weight, least=self.least, values=not self.training)
+        condition,picture = fit(condition), fit(picture)
+        check_alike('PatchGAN', condition=condition, picture=picture)
+        return self.body(torch.cat([condition, picture], 1))
+    def __repr__(self): return f'PatchGAN(ndf={self.body[0].out_channels})'
 
 # %% ../nbs/02_pix2pix.ipynb #ac30ee5c
 def gan_loss(
@@ -83,6 +95,8 @@ def gan_loss(
     real:bool,     # what they ought to say
 )->Tensor:
     "Binary cross entropy of every patch against 'real' or 'fake', the mean."
+    if not isinstance(logits, Tensor): raise TypeError(f'gan_loss takes logits as a tensor, not {shown(logits)}.')
+    if not logits.numel(): raise ValueError('gan_loss takes the logits of at least one patch, not of none.')
     logits = logits.float()
     return F.softplus(-logits if real else logits).mean()
 

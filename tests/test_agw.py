@@ -1,5 +1,5 @@
 "AGW: losses against loops and libraries, parameters counted afresh, weights from files that may be anything."
-import math, pickle, urllib.error
+import copy, math, pickle, time, urllib.error, warnings, zipfile
 from pathlib import Path
 import numpy as np, pytest, torch, torchvision
 import torch.nn.functional as F
@@ -10,7 +10,8 @@ from pytorch_metric_learning.miners import BatchHardMiner
 from safetensors.torch import save_file
 from torch import nn
 from privreid.agw import (AGW, BACKBONES, CenterLoss, GeM, Mini, NonLocal, ReidOutput, agw_loss, build_backbone, gem, id_loss,
-                          undo_weight, wrt_loss)
+                          load_backbone, read_weights, undo_weight, wrt_loss)
+from privreid.files import legible
 
 def rng(seed): return np.random.default_rng(seed)
 def count(net): return sum(p.numel() for p in net.parameters())
@@ -31,6 +32,11 @@ def gem_loop(x, p, eps=1e-6):
 def test_gem(p, seed):
     x = rng(seed).normal(.5, 1, (2,3,4,2))                               # negative values count as eps
     np.testing.assert_allclose(gem(torch.from_numpy(x), p).numpy(), gem_loop(x, p), rtol=2e-5)
+
+@pytest.mark.parametrize('p', ['', None, 0, -1., math.nan, True, torch.ones(2, 3), torch.tensor(math.nan), torch.tensor(3)])
+def test_exponents_that_are_none(p, one_line):
+    with pytest.raises(ValueError) as e: gem(torch.ones(1, 2, 3, 3), p)
+    one_line(e.value, 'p must be')
 
 def test_gem_gradients():
     x,pool = rng(0).uniform(.2, 2, (2,3,4,2)), GeM(2.5)
@@ -223,7 +229,7 @@ def test_backbone_is_torchvisions_with_last_stride_1(tmp_path):
     ref = torchvision.models.resnet18(num_classes=7).eval()
     ref.load_state_dict(randomize(ref.state_dict()))
     torch.save(ref.state_dict(), tmp_path/'w.pth')
-    agw = AGW(3, 'resnet18', str(tmp_path/'w.pth')).eval()                # the head for 7 classes is left behind
+    with pytest.warns(UserWarning, match='2 tensors .* stay behind, such as fc.weight'): agw = AGW(3, 'resnet18', str(tmp_path/'w.pth')).eval()
     ref.layer4[0].conv1.stride = ref.layer4[0].downsample[0].stride = (1,1)
     x = torch.rand(2, 3, 64, 32)
     mean,std = (torch.tensor(v)[:,None,None] for v in ((.485, .456, .406), (.229, .224, .225)))
@@ -300,8 +306,10 @@ def test_wrong_files(state, tmp_path, one_line):
         with pytest.raises(error) as e: build_backbone('mini', str(path))
         one_line(e.value, path, *names)
     refused(lambda p: torch.save(randomize(Mini(8).state_dict()), p), 'mini', 'conv1.weight')          # other width
-    refused(lambda p: torch.save({k: v for k,v in state.items() if k!='bn1.bias'}, p), 'bn1.bias', '1 of')
-    refused(lambda p: torch.save({'state_dict': state}, p), 'mini')                                    # wrapped
+    refused(lambda p: torch.save({k: v for k,v in state.items() if k!='bn1.bias'}, p), 'bn1.bias', '64 of its 65')
+    refused(lambda p: torch.save({'net': {'other': torch.zeros(3)}}, p), 'mini', '0 of its 65', 'conv1.weight')
+    refused(lambda p: torch.save({}, p), 'mini', '0 of its 65')
+    refused(lambda p: torch.save({k: v.where(v<v.max(), math.nan) if k=='layer2.0.conv1.weight' else v for k,v in state.items()}, p), 'layer2.0.conv1.weight', 'NaN')
     refused(lambda p: torch.save(torch.zeros(3), p))                                                   # not even a dict
     refused(lambda p: torch.save(state|{'conv1.weight': 3}, p), 'conv1.weight')                        # not even a tensor
     refused(lambda p: p.write_bytes(b'\x80\x04 nonsense'))
@@ -311,6 +319,56 @@ def test_wrong_files(state, tmp_path, one_line):
     one_line(e.value, tmp_path/'w.safetensors')
     with pytest.raises(FileNotFoundError) as e: build_backbone('mini', str(tmp_path/'none.pth'))
     one_line(e.value, tmp_path/'none.pth')
+
+HEAD = {'classifier.weight': torch.zeros(1041, 96), 'bottleneck.running_mean': torch.zeros(96)}
+
+@pytest.mark.parametrize('wrap', [
+    lambda s: {f'module.{k}': v for k,v in s.items()}, lambda s: {f'backbone.{k}': v for k,v in s.items()}, lambda s: {f'base.{k}': v for k,v in s.items()}, lambda s: {f'model.{k}': v for k,v in s.items()},
+    lambda s: {'state_dict': s}, lambda s: {'model': s, 'optimizer': {'state': {0: {'exp_avg': torch.zeros(12, 3, 7, 7)}}}, 'epoch': 3}, lambda s: {'net': {f'module.base.{k}': v for k,v in s.items()}},
+    lambda s: {'checkpoint': {'model': {'state_dict': {f'module.encoder.{k}': v for k,v in s.items()}}}}, lambda s: {k: v.half() for k,v in s.items()}],
+    ids=['module', 'backbone', 'base', 'model', 'state_dict', 'trainer', 'net', 'deep', 'half'])
+@pytest.mark.parametrize('head', [{}, HEAD], ids=['bare', 'head'])
+def test_foreign_checkpoints(state, tmp_path, wrap, head, one_line):
+    torch.save(wrap(state|head), tmp_path/'w.pth')
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always'); got = build_backbone('mini', tmp_path/'w.pth')[0].state_dict()
+    for k in state: torch.testing.assert_close(got[k], state[k], atol=1e-3, rtol=1e-3)
+    told = [str(x.message) for x in w if x.category is UserWarning]
+    assert len(told)==bool(head or 'optimizer' in wrap(state))
+    for t in told: one_line(t, tmp_path/'w.pth', 'stay behind')
+
+@pytest.mark.parametrize('name', ['mini', 'resnet18'])
+def test_a_runs_own_network_is_weights(name, tmp_path):
+    "With its non-local blocks, which stand between torchvision's; only the head of other people stays behind."
+    torch.manual_seed(0)
+    theirs = AGW(5, name)
+    theirs.load_state_dict(randomize(theirs.state_dict()))
+    save_file(theirs.state_dict(), tmp_path/'reid.safetensors')
+    with pytest.warns(UserWarning, match='stay behind'): ours = AGW(9, name, tmp_path/'reid.safetensors')
+    assert sum(isinstance(m, NonLocal) for m in ours.modules())>=2
+    for k,v in theirs.backbone.state_dict().items(): assert torch.equal(ours.backbone.state_dict()[k], v), k
+    with pytest.warns(UserWarning): bare = build_backbone(name, tmp_path/'reid.safetensors')[0]
+    assert torch.equal(bare.layer3[-1].conv1.weight, theirs.backbone.layer3[-1][0].conv1.weight)
+
+def test_weights_of_another_network(tmp_path, one_line):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path/'w.pth')
+    with pytest.raises(ValueError) as e: build_backbone('mini', tmp_path/'w.pth')
+    one_line(e.value, 'mini', 'of its 65', 'conv1.weight')
+
+def test_files_that_promise_too_much(tmp_path, one_line):
+    "Nothing is set aside for what a header promises."
+    (tmp_path/'huge.safetensors').write_bytes((2**60).to_bytes(8, 'little')+b'{"a":')
+    with zipfile.ZipFile(tmp_path/'bomb.pth', 'w', zipfile.ZIP_DEFLATED) as z: z.writestr('archive/data/0', bytes(50_000_000))
+    (tmp_path/'folder.pth').mkdir()
+    whole = tmp_path/'whole.pth'; torch.save(Mini().state_dict(), whole)
+    (tmp_path/'half.pth').write_bytes(whole.read_bytes()[:whole.stat().st_size//2])
+    start = time.process_time()
+    for name in ('huge.safetensors', 'bomb.pth', 'half.pth', 'folder.pth', 'none\0.pth'):
+        with pytest.raises((ValueError, OSError)) as e: read_weights(tmp_path/name)
+        one_line(e.value, legible(name))
+    assert time.process_time()-start<1
+    with pytest.raises(FileNotFoundError) as e: read_weights('~nobody-here/w.pth')
+    one_line(e.value, 'nobody-here')
 
 @pytest.mark.parametrize('fault', [urllib.error.URLError('no route to host'), TimeoutError('timed out'), RuntimeError('invalid hash value (expected "f37072fd", got "e3b0c442")')], ids=['offline', 'timeout', 'half a file'])
 def test_imagenet_offline(monkeypatch, tmp_path, one_line, fault):
@@ -330,7 +388,82 @@ def test_imagenet_weights_are_used(monkeypatch, tmp_path):
     assert not any(k.startswith('fc') for k in got) and all(torch.equal(v, ref[k]) for k,v in got.items())
 
 def test_unknown_backbone(one_line):
-    with pytest.raises(ValueError) as e: AGW(3, 'resnet34')
-    one_line(e.value, 'resnet34', *BACKBONES)
+    for name in ('resnet34', 'resnet51', 50, None):
+        with pytest.raises(ValueError) as e: AGW(3, name)
+        one_line(e.value, repr(name), *BACKBONES)
+    with pytest.raises(ValueError) as e: AGW(3, 'resnet51')
+    one_line(e.value, "Did you mean 'resnet50'?")
+    assert AGW(3, 'Mini').features==AGW(3, 'mini').features==96
     with pytest.raises(ValueError) as e: AGW(3, 'mini', 'imagenet')
     one_line(e.value, 'mini')
+
+# --- what is refused, and what is taken
+
+@pytest.mark.parametrize('make, name', [
+    (lambda: AGW(0, 'mini'), 'identities'), (lambda: AGW(2.5, 'mini'), 'identities'), (lambda: AGW('3', 'mini'), 'identities'), (lambda: AGW(3, 'mini', inter_channels=0), 'inter_channels'),
+    (lambda: GeM(0), 'p'), (lambda: GeM(3, -1), 'eps'), (lambda: Mini(0), 'width'), (lambda: CenterLoss(0, 3), 'identities'), (lambda: CenterLoss(3, -1), 'features')])
+def test_numbers_that_make_no_model(make, name, one_line):
+    with pytest.raises(ValueError) as e: make()
+    one_line(e.value, name, 'must be')
+
+@pytest.mark.parametrize('make, told', [
+    (lambda x: ((x+1)*127.5).byte(), 'uint8'), (lambda x: x[0], 'x[None]'), (lambda x: x[:,:1], '(2, 1, 64, 32)'), (lambda x: x[:0], 'nothing'), (lambda x: x.numpy(), 'ndarray'), (lambda x: x.to('meta'), 'meta'),
+    (lambda x: (x+1)*127.5, 'values from'), (lambda x: x/0, 'inf'), (lambda x: x.where(x<.9, math.nan), 'nan')], ids=['uint8', 'one', 'grey', 'none', 'numpy', 'device', '255', 'inf', 'nan'])
+def test_what_is_no_batch_of_pictures_is_refused(make, told, one_line):
+    net,x = AGW(3, 'mini').eval(), torch.rand(2, 3, 64, 32)*2-1
+    with pytest.raises((TypeError, ValueError)) as e: net(make(x))
+    one_line(e.value, 'AGW', told)
+
+def test_one_picture_teaches_nothing_but_has_features(one_line):
+    net,x = AGW(3, 'mini'), torch.rand(1, 3, 64, 32)*2-1
+    with pytest.raises(ValueError) as e: net(x)
+    one_line(e.value, 'AGW', '.eval()')
+    assert net.eval()(x).shape==(1,96)
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_are_brought_to_the_weights(dtype):
+    net,x = AGW(3, 'mini').eval(), (torch.rand(2, 3, 64, 32)*2-1).to(dtype)
+    assert torch.equal(net(x), net(x.float()))
+
+def test_translations_and_copies_do_the_same():
+    torch.manual_seed(0)
+    net,x = AGW(3, 'mini').eval(), torch.rand(2, 3, 64, 32)*2-1
+    want = net(x)
+    for other in (torch.jit.trace(net, x), torch.export.export(net, (x,)).module(), copy.deepcopy(net), torch.compile(net, fullgraph=True, backend='eager')):
+        torch.testing.assert_close(other(x), want)
+    assert repr(net)=='AGW(identities=3, features=96)' and repr(CenterLoss(3, 2))=='CenterLoss(identities=3, features=2)'
+
+features = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+two = torch.tensor([0,0,1,1])
+
+@pytest.mark.parametrize('labels, told', [(two+2, 'from 2 to 3'), (two-1, 'from -1 to 0'), (two[:3], '4 labels'), (two.float(), 'float32'), (two>0, 'bool'), (two[:,None], '(4, 1)'), ([0,0,1,1], 'list'), (two.to('meta'), 'meta')])
+def test_labels_that_fit_nobody(labels, told, one_line):
+    for name,call in dict(CenterLoss=lambda: CenterLoss(3, 5)(features, labels), id_loss=lambda: id_loss(features[:,:3], labels)).items():
+        with pytest.raises((TypeError, ValueError)) as e: call()
+        one_line(e.value, name, told)
+
+@pytest.mark.parametrize('pooled, told', [(features*math.nan, 'finite features, and 20 of 20'), (features/0, 'finite features'), (features[:,:0], '(4, 0)'), (features[0], '(5,)'), (features.expand(2, 4, 5), '(2, 4, 5)')])
+def test_features_that_are_none(pooled, told, one_line):
+    labels = torch.arange(len(pooled))%2
+    for name,call in dict(wrt_loss=lambda: wrt_loss(pooled, labels), CenterLoss=lambda: CenterLoss(3, 5)(pooled, labels)).items():
+        with pytest.raises(ValueError) as e: call()
+        one_line(e.value, name, told)
+
+def test_features_of_a_training_may_be_nan():
+    "The loop that trains sees the loss and names batch and epoch."
+    bad = (features*math.nan).requires_grad_()
+    assert wrt_loss(bad, two).isnan() and CenterLoss(3, 5)(bad, two).isnan()
+
+def test_labels_of_any_whole_type():
+    "As an index, uint8 would be a mask."
+    center = CenterLoss(3, 5)
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        assert torch.equal(center(features, two.to(dtype)), center(features, two)) and torch.equal(id_loss(features, two.to(dtype)), id_loss(features, two))
+
+def test_steps_out_of_order(one_line):
+    net,labels = AGW(2, 'mini').eval(), torch.tensor([0,1])
+    with pytest.raises(TypeError) as e: agw_loss(net(torch.zeros(2, 3, 64, 32)), labels, CenterLoss(2, 96))
+    one_line(e.value, '.train()')
+    with pytest.raises(ValueError) as e: undo_weight(CenterLoss(2, 3))
+    one_line(e.value, 'backward')
+    assert GeM(3).p==3. and NonLocal(1)(torch.zeros(1, 1, 2, 2)).shape==(1,1,2,2)

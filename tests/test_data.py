@@ -5,8 +5,10 @@ import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 import privreid.data as D
-from privreid.data import PARTS, PKSampler, Split, SyntheticPedestrians, augment, augment_at_once, choose_queries, draw_augmentation, read_data, save_data, split_validation
-from privreid.files import atomic, read_image
+from privreid.data import (PARTS, PKSampler, ReidData, Split, SyntheticPedestrians, augment, augment_at_once, choose_queries, draw_augmentation,
+                           read_data, save_data, show_pictures, split_validation, to_float, to_uint8)
+from privreid.files import atomic
+from privreid.pictures import read_image
 
 SMALL = dict(train_ids=5, test_ids=2, distractors=3, cameras=2, per_camera=3, size=(64,32))
 
@@ -64,8 +66,7 @@ def test_cached_is_drawn(recipe, monkeypatch, tmp_path):
     def no(self): raise AssertionError('drawn again')
     monkeypatch.setattr(SyntheticPedestrians, 'draw', no)
     same(first, drawn); same(s.load(), drawn)
-    files = list((tmp_path/'new'/'cache').iterdir())
-    assert len(files)==1 and files[0].suffix=='.safetensors'
+    assert len(list((tmp_path/'new'/'cache').iterdir()))==1
 
 def test_another_recipe_is_another_file(monkeypatch, tmp_path):
     monkeypatch.setenv('PRIVREID_CACHE', str(tmp_path))
@@ -175,6 +176,156 @@ def test_choose_queries(cams, n):
     for q in ask: assert any(c!=cams[q] for c in rest)
     if n and len(set(cams))>1: assert ask                                # whoever was seen by two cameras can be asked for
 
+def test_an_unlucky_choice_is_made_again():
+    "Nine in ten were seen by one camera only: whoever can be asked for is chosen, whatever the seed."
+    whole = fake_split({p: [1]*6 for p in range(1, 10)}|{10: [1,1,1,2,2,2]})
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for seed in range(20):
+            _,query,gallery = split_validation(whole, seed)
+            assert query.pids.tolist()==[10] and len(gallery.pids.unique())==2
+    lucky = fake_split({p: [1,1,1,2,2,2] for p in range(1, 11)})         # and where chance does well, it is left alone
+    order = np.random.default_rng((3, 5)).permutation(np.arange(1, 11))
+    assert set(split_validation(lucky, 3)[2].pids.tolist())==set(order[:2].tolist())
+
+def test_cameras_in_any_form():
+    "Tensors of one number each are all different to a dictionary."
+    for cams in (np.array([1,1,2]), torch.tensor([1,1,2]), torch.tensor([1,1,2]).byte(), (1,1,2)): assert choose_queries(cams, 1)==choose_queries([1,1,2], 1)==[0]
+
+four = fake_split({1: [1,2], 7: [1,3]})
+
+@pytest.mark.parametrize('index, places', [
+    (2, [2]), (-1, [3]), (np.int64(1), [1]), (torch.tensor(1), [1]), (slice(None, 2), [0,1]), (slice(None, None, -1), [3,2,1,0]), (slice(9, 12), []), ([3,-4], [3,0]), ((0,1), [0,1]), ([], []),
+    (np.array([2,2]), [2,2]), (np.array([True,False,False,True]), [0,3]), ([False,True,False,False], [1]), (torch.tensor([True]*4), [0,1,2,3]), (torch.tensor([1,0], dtype=torch.int32), [1,0]), (torch.tensor([], dtype=torch.long), [])], ids=str)
+def test_a_split_is_taken_apart_like_a_list(index, places):
+    some = four[index]
+    assert some.names==[four.names[i] for i in places]
+    for k in ('images', 'pids', 'cams'): assert torch.equal(getattr(some, k), getattr(four, k)[places]), k
+    assert some.size==four.size
+
+@pytest.mark.parametrize('index, error, told', [
+    (4, IndexError, '4 images has none at 4'), (-5, IndexError, 'none at -5'), ([0,9], IndexError, 'none at 9'), ([True,False], IndexError, 'a mask'), (1.5, TypeError, '1.5'), ('a', TypeError, "'a'"), ([[0,1]], TypeError, 'whole numbers'), ([.5], TypeError, '0.5'), (None, TypeError, 'None')], ids=str)
+def test_places_that_a_split_has_not(index, error, told, one_line):
+    with pytest.raises(error) as e: four[index]
+    one_line(e.value)
+    assert told.lower() in str(e.value).lower()
+
+def test_a_split_is_gone_through_image_by_image():
+    ones = list(four)
+    assert [len(o) for o in ones]==[1]*4 and [o.names[0] for o in ones]==four.names
+    assert torch.equal(torch.cat([o.images for o in ones]), four.images) and [int(o.pids) for o in ones]==four.pids.tolist()
+    assert len(repr(four))<=100 and '\n' not in repr(four) and len({four, four[:2]})==2
+
+images = torch.zeros(2, 3, 4, 2, dtype=torch.uint8)
+
+@pytest.mark.parametrize('parts, told', [
+    ((images.float(), [1,2], [1,1], ['a','b']), 'float32'), ((images[0], [1,2], [1,1], ['a','b']), '(3, 4, 2)'), ((images[:,:1], [1,2], [1,1], ['a','b']), '(2, 1, 4, 2)'), ((None, [1,2], [1,1], ['a','b']), 'NoneType'),
+    ((images, [1], [1,1], ['a','b']), 'pids'), ((images, [1,2], [1,1,1], ['a','b']), 'cams'), ((images, [1,2], [1,1], ['a']), '2 images'), ((images, [1.,2.], [1,1], ['a','b']), 'pids'),
+    ((images, [1,2], ['x','y'], ['a','b']), 'cams'), ((images, [1,2], [[1],[1]], ['a','b']), 'cams'), ((images, [1,2], [1,1], 'ab'), 'names'), ((images, [1,2], [1,1], ['a',2]), 'names')])
+def test_what_is_no_split(parts, told, one_line):
+    with pytest.raises((TypeError, ValueError)) as e: Split(*parts)
+    one_line(e.value, 'Split', told)
+
+def test_a_split_takes_numbers_in_any_form():
+    for pids in ([1,2], np.array([1,2], np.int32), torch.tensor([1,2]).to(torch.int16)):
+        s = Split(images, pids, pids, ('a','b'))
+        assert s.pids.dtype==s.cams.dtype==torch.int64 and s.pids.tolist()==[1,2] and s.names==['a','b']
+    assert len(Split(images[:0], [], [], []))==0
+
+def test_a_data_set_fits_together(one_line):
+    other = Split(torch.zeros(1, 3, 8, 2, dtype=torch.uint8), [1], [1], ['a'])
+    with pytest.raises(ValueError) as e: ReidData('mine', four, four, other, four, four)
+    one_line(e.value, 'val_gallery 8 x 2', 'train 1 x 1')
+    with pytest.raises(TypeError) as e: ReidData('mine', four, four, images, four, four)
+    one_line(e.value, 'val_gallery', 'Tensor')
+    data = ReidData('a name that is far too long for anybody to want to read', *[four]*5)
+    assert '\n' not in repr(data) and len(repr(data))<=100 and len(str(data).split('\n'))==6
+
+def test_names_of_any_kind_survive(tmp_path):
+    names = ['a\nb.png', 'Zoë\u2028.jpg', '', 'x\x1c']
+    data = ReidData('mine', *(Split(four.images.clone(), four.pids.clone(), four.cams.clone(), names) for _ in PARTS))
+    save_data(data, tmp_path/'d.safetensors')
+    same(read_data(tmp_path/'d.safetensors'), data)
+
+def test_a_file_that_is_no_data_set(tmp_path, one_line):
+    from safetensors.torch import save_file
+    save_file({'a': torch.zeros(2)}, tmp_path/'other.safetensors')
+    (tmp_path/'text.safetensors').write_text('hello, I am text')
+    for name in ('other.safetensors', 'text.safetensors', 'none.safetensors'):
+        with pytest.raises((ValueError, OSError)) as e: read_data(tmp_path/name)
+        one_line(e.value, name)
+    with pytest.raises(TypeError) as e: split_validation(images)
+    one_line(e.value, 'Split', 'Tensor')
+
+@pytest.mark.parametrize('wrong, told', [
+    (dict(train_ids=0), 'train_ids'), (dict(train_ids=-3), 'train_ids'), (dict(train_ids=2.5), 'train_ids'), (dict(test_ids=0), 'test_ids'), (dict(distractors=-1), 'distractors'), (dict(cameras=0), 'cameras'),
+    (dict(per_camera=1), 'per_camera'), (dict(seed=-1), 'seed'), (dict(seed='1'), 'seed'), (dict(size=64), 'size'), (dict(size=(64,)), 'size'), (dict(size=(0,32)), 'height'), (dict(size=(64,10**6)), 'width'),
+    (dict(train_ids=10**12), 'GB'), (dict(train_ids=float('nan')), 'train_ids'), (dict(cameras=True), 'cameras')], ids=str)
+def test_recipes_that_make_no_street(wrong, told, one_line):
+    with pytest.raises(ValueError) as e: SyntheticPedestrians(**SMALL|wrong)
+    one_line(e.value, told)
+
+@pytest.mark.parametrize('size', [(1,1), (3,3), (7,200)])
+def test_pictures_of_odd_sizes_are_drawn(size):
+    s = SyntheticPedestrians(size=size).split([(1,0,0), (2,1,0)])
+    assert s.size==size and len(s)==2 and SyntheticPedestrians(size=size).split([]).size==size
+
+def test_rows_that_nobody_can_draw(one_line):
+    s = SyntheticPedestrians(size=(8,4))
+    with pytest.raises(ValueError) as e: s.split([(1,-1,0)])
+    one_line(e.value, 'camera', '-1')
+    with pytest.raises(ValueError) as e: s.split([(1,0,0), (2,0,0)], [1])
+    one_line(e.value, 'SyntheticPedestrians.split', '2 labels')
+
+# --- whatever people have
+
+array = np.random.default_rng(0).integers(0, 256, (6,4,3), dtype=np.uint8)
+want = to_float(torch.from_numpy(array).permute(2,0,1)[None])
+
+def test_a_picture_in_any_form(tmp_path):
+    im = Image.fromarray(array); im.save(path := tmp_path/'Zoë 1.png')
+    forms = [array, array[None], array.transpose(2,0,1), array[:,::-1][:,::-1], im, im.convert('RGBA'), path, str(path), [array], [im], (path,), [torch.from_numpy(array).permute(2,0,1)], Split(torch.from_numpy(array).permute(2,0,1)[None], [1], [1], ['a'])]
+    for form in forms: assert torch.equal(to_float(form), want), type(form)
+    assert torch.equal(to_float([array, im, path]), want.expand(3, -1, -1, -1))
+    assert to_float(torch.arange(256).byte()).shape==(256,) and to_float(torch.from_numpy(array)).shape==(6,4,3)   # a tensor keeps its shape
+
+@pytest.mark.parametrize('low, high', [(0, 1), (-1, 1), (0, 255), (-.5, .5)])
+@pytest.mark.parametrize('form', [lambda a: a, lambda a: a.astype(np.float32), lambda a: a.astype('>f8'), torch.from_numpy, lambda a: [a], lambda a: torch.from_numpy(a).requires_grad_()], ids=['double', 'single', 'big-endian', 'tensor', 'list', 'grad'])
+def test_floats_where_their_range_is_told(low, high, form):
+    x = to_float(form(low+array/255*(high-low)), range=(low, high)).detach()
+    if x.dim()==3: x = x.permute(2,0,1)[None]
+    torch.testing.assert_close(x, want, atol=1e-5, rtol=0)
+    assert x.dtype==torch.float32
+    assert torch.equal(to_uint8(form(low+array/255*(high-low)), range=(low, high)).flatten().sort()[0], torch.from_numpy(array).flatten().sort()[0])
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_images_of_other_precision(dtype):
+    assert torch.equal(to_float(want.to(dtype), range=(-1, 1)), want.to(dtype).float()-0.) or (to_float(want.to(dtype), range=(-1, 1))-want).abs().max()<.01
+    assert (to_uint8(want.to(dtype)).int()-to_uint8(want).int()).abs().max()<=1
+
+@pytest.mark.parametrize('call, told', [
+    (lambda: to_float(array/255), 'range=(0, 1)'), (lambda: to_float(want), 'float32'), (lambda: to_float(array.astype(float), range=(0, 1)), 'values go from'), (lambda: to_float(want*np.nan, range=(-1, 1)), 'nan'),
+    (lambda: to_float(array, range=(0, 1)), 'uint8'), (lambda: to_float(array.astype(int)), 'int64'), (lambda: to_float(torch.arange(3)), 'int64'), (lambda: to_float(array>9), 'bool'), (lambda: to_float(array[...,0]), '(6, 4)'),
+    (lambda: to_float(np.zeros((6,4,4), np.uint8)), '(6, 4, 4)'), (lambda: to_float([]), '[]'), (lambda: to_float(None), 'None'), (lambda: to_float(7), '7'), (lambda: to_float({}), '{}'), (lambda: to_float('no/such.png'), 'no/such.png'),
+    (lambda: to_float([array, array[:3]]), 'privreid.pictures.decode'), (lambda: to_float([array, want[0]]), 'uint8'), (lambda: to_float(array/255, range=1), 'range'), (lambda: to_float(array/255, range=(1, 0)), 'range'),
+    (lambda: to_float(array/255, range=(0, 0)), 'range'), (lambda: to_float(array/255, range=(0, np.nan)), 'range'), (lambda: to_float(array/255, range='0..1'), 'range'),
+    (lambda: to_uint8(torch.zeros(3, dtype=torch.uint8)), 'needs no change'), (lambda: to_uint8(torch.zeros(3).long()), 'int64'), (lambda: to_uint8(want*np.nan), 'NaN'), (lambda: to_uint8(want/0), 'infinite'), (lambda: to_uint8(want*255), 'say the range'), (lambda: to_uint8('x'), 'x')])
+def test_what_is_no_picture_is_refused(call, told, one_line):
+    with pytest.raises((TypeError, ValueError, OSError)) as e: call()
+    one_line(e.value, told)
+
+def test_pictures_are_shown_in_any_form(one_line):
+    im = Image.fromarray(array)
+    split = Split(torch.from_numpy(array).permute(2,0,1)[None], [1], [1], ['a'])
+    fig = show_pictures(want, array, im, split, [im, array], want[0], want.bfloat16(), want.requires_grad_(), a_title=torch.from_numpy(array).permute(2,0,1))
+    axes = np.array(fig.axes).reshape(9, 1)
+    assert [a.get_ylabel() for a in axes[:,0]]==['']*8+['a title']
+    for ax in axes[:,0]: assert np.abs(ax.images[0].get_array().astype(int)-array).max()<=1
+    assert np.array_equal(show_pictures(array/255, range=(0, 1)).axes[0].images[0].get_array(), array)
+    for call,told in ((lambda: show_pictures(), 'raw=x'), (lambda: show_pictures(want[:0]), '(0, 3, 6, 4)'), (lambda: show_pictures(want[:,:1]), '(1, 1, 6, 4)'), (lambda: show_pictures(want, n=0), 'n must be'), (lambda: show_pictures(want, scale=0), 'scale')):
+        with pytest.raises(ValueError) as e: call()
+        one_line(e.value, told)
+
 # --- batches
 
 groups = st.lists(st.integers(1, 9), min_size=1, max_size=6)
@@ -246,6 +397,17 @@ def test_epochs_and_seeds_differ():
     def batches(seed, epoch): return str([b.tolist() for b in sampler_of([8]*6, 3, 4, seed)[1].epoch(epoch)])
     assert len({batches(s, e) for s in range(3) for e in range(4)})==12
 
+@pytest.mark.parametrize('wrong, told', [(dict(p=0), 'p must be'), (dict(k=0), 'k must be'), (dict(k=2.5), 'k must be'), (dict(seed=-1), 'seed'), (dict(pids=torch.tensor([.5])), 'Identities'), (dict(pids=torch.zeros(2, 2).long()), 'Identities'), (dict(pids='ab'), 'Identities')], ids=str)
+def test_batches_that_cannot_be(wrong, told, one_line):
+    with pytest.raises((TypeError, ValueError)) as e: PKSampler(**dict(pids=torch.tensor([1,1,2,2]))|wrong)
+    one_line(e.value, told)
+
+def test_identities_in_any_form():
+    want = str(PKSampler(torch.tensor([1,1,2,2]), 2, 2).epoch(1))
+    for pids in ([1,1,2,2], np.array([1,1,2,2], np.int16), torch.tensor([1,1,2,2]).byte()): assert str(PKSampler(pids, 2, 2).epoch(1))==want
+    assert repr(PKSampler([1,1,2,2], 16, 4))=='PKSampler of 2 identities: 2 x 4 images a batch'
+    with pytest.raises(ValueError, match='epoch must be'): PKSampler([1,1,2,2], 2, 2).epoch(-1)
+
 def test_no_images_no_batches(one_line):
     with pytest.raises(ValueError) as e: PKSampler(torch.zeros(0, dtype=torch.long))
     one_line(e.value, 'no images', 'training')
@@ -275,6 +437,17 @@ def test_both_pictures_get_the_same_dice(size, seed, pad):
         torch.testing.assert_close(xa[i][:,rest], grey[:,None].expand(3, int(rest.sum())))
         top,left,bottom,right = dice['box'][i].tolist()
         assert rest.sum()==(bottom-top)*(right-left)
+
+@pytest.mark.parametrize('wrong', [dict(n=0), dict(n=2.5), dict(height=0), dict(width=-1), dict(flip=1.5), dict(erase=-.1), dict(flip=float('nan')), dict(pad=-1), dict(tries=0), dict(erase='half')], ids=str)
+def test_dice_that_cannot_be_thrown(wrong, one_line):
+    with pytest.raises(ValueError) as e: draw_augmentation(**dict(n=2, height=32, width=16)|wrong)
+    one_line(e.value, f'{next(iter(wrong))} must be')
+
+@pytest.mark.parametrize('batches, told', [(lambda x: (), 'at least one'), (lambda x: ((x*255).byte(),), 'uint8'), (lambda x: (x[0],), 'x[None]'), (lambda x: (x[:,:1],), '(3, 1, 32, 16)'), (lambda x: (x, x[:2]), '(2, 3, 32, 16)'), (lambda x: (x, x[...,:8]), '(3, 3, 32, 8)'),
+    (lambda x: (x[:2], x[:2]), '3, and there are 2'), (lambda x: (x, x.to('meta')), 'meta')])
+def test_pictures_that_do_not_share_an_accident(batches, told, one_line):
+    with pytest.raises((TypeError, ValueError)) as e: augment(draw_augmentation(3, 32, 16), *batches(torch.rand(3, 3, 32, 16)))
+    one_line(e.value, 'augment', told)
 
 @given(st.integers(16, 90), st.integers(16, 90), st.integers(0, 999))
 def test_dice_stay_in_their_bounds(h, w, seed):
@@ -357,3 +530,10 @@ def test_identity_with_one_image(one_line):
     assert len(w)==1
     one_line(w[0].message, 'identities', '41')
     assert any(b.tolist().count(2)==2 for b in sampler.epoch(0))          # repeated, not left out
+
+@pytest.mark.parametrize('rows, pids', [(.5, None), (1e51, None), ('ab', None), (['abc'], None), ([(1, 2)], None), ([(1, 0, -1)], None), ([(1, 0, .5)], None), ([(10**30, 0, 0)], None),
+                                        ([(1, 0, 0)], [1, 2]), ([(1, 0, 0)], 'a'), ([(1, 0, 0)], [.5])])
+def test_rows_that_cannot_be_drawn(rows, pids, one_line):
+    with pytest.raises((TypeError, ValueError)) as e: SyntheticPedestrians(size=(16,8)).split(rows, pids)
+    one_line(e.value)
+    assert any(word in str(e.value) for word in ('rows of (person, camera, shot)', 'person, camera and shot must be', 'pids are whole numbers', '1 labels'))

@@ -1,5 +1,5 @@
 "pix2pix: sizes, wiring, and where gradients may go."
-import copy
+import copy, math, warnings
 import pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, strategies as st
@@ -69,7 +69,7 @@ def test_detail_takes_the_skip(G):
     "With everything below the first level silenced, one changed pixel still shows, and only around itself."
     G.eval()
     G.body[1].body.register_forward_hook(lambda m,i,o: torch.zeros_like(o))
-    x = rand(1, 3, 64, 32); spot = x.clone(); spot[...,30,16] += 1
+    x = rand(1, 3, 64, 32); spot = x.clone(); spot[...,30,16] *= -1
     changed = ((G(spot)-G(x))[0].abs().sum(0)>1e-9).nonzero()
     assert len(changed)
     assert (changed-torch.tensor([30,16])).abs().max()<=4
@@ -139,3 +139,76 @@ def test_half_precision_logits_are_summed_in_full():
     loss = gan_loss(z, False)
     assert loss.dtype==torch.float32
     torch.testing.assert_close(loss, F.softplus(z.double()).mean().float())
+
+# --- what is refused, and what is taken
+
+wrong = pytest.mark.parametrize('make, told', [
+    (lambda x: ((x+1)*127.5).byte(), 'uint8'), (lambda x: x[0], 'x[None]'), (lambda x: x[:,:1], '(2, 1, 64, 32)'), (lambda x: x.repeat(1, 2, 1, 1), '(2, 6, 64, 32)'),
+    (lambda x: x[:0], 'nothing'), (lambda x: x[...,:16,:16], '16 x 16'), (lambda x: x.numpy(), 'ndarray'), (lambda x: x.to('meta'), 'meta')], ids=['uint8', 'one', 'grey', 'six', 'none', 'small', 'numpy', 'device'])
+unseen = pytest.mark.parametrize('make, told', [(lambda x: (x+1)*127.5, 'values from'), (lambda x: x/0, 'inf'), (lambda x: x.where(x<.9, math.nan), 'nan')], ids=['255', 'inf', 'nan'])
+
+@wrong
+@pytest.mark.parametrize('mode', [True, False], ids=['training', 'eval'])
+def test_what_does_not_fit_is_refused(G, D, make, told, mode, one_line):
+    x = rand(2, 3, 64, 32)
+    G.train(mode); D.train(mode)
+    for name,call in dict(UNetGenerator=lambda: G(make(x)), PatchGAN=lambda: D(x, make(x))).items():
+        with pytest.raises((TypeError, ValueError)) as e: call()
+        one_line(e.value, name, told)
+
+@unseen
+def test_values_are_looked_at_where_nothing_is_trained(G, D, make, told, one_line):
+    x = rand(2, 3, 64, 32)
+    G(make(x)); D(x, make(x))                                            # the loop that trains names batch and epoch
+    for name,call in dict(UNetGenerator=lambda: G.eval()(make(x)), PatchGAN=lambda: D.eval()(x, make(x))).items():
+        with pytest.raises(ValueError) as e: call()
+        one_line(e.value, name, told)
+
+def test_another_size_than_the_generators(G, one_line):
+    for size in ((128,64), (32,64), (64,64)):
+        with pytest.raises(ValueError) as e: G(rand(1, 3, *size))
+        one_line(e.value, f'{size[0]} x {size[1]}', '64 x 32')
+
+def test_condition_and_picture_belong_together(D, one_line):
+    "PyTorch would broadcast neither, and says so in words of its own."
+    for other in ((1,3,64,32), (2,3,32,32)):
+        with pytest.raises(ValueError) as e: D(rand(2, 3, 64, 32), rand(*other))
+        one_line(e.value, 'condition', 'picture', other, (2,3,64,32))
+
+@pytest.mark.parametrize('make, name', [
+    (lambda: UNetGenerator((64,32), 0), 'ngf'), (lambda: UNetGenerator((64,32), 2.5), 'ngf'), (lambda: PatchGAN(-1), 'ndf'), (lambda: PatchGAN(8, 0), 'n_layers'),
+    (lambda: UNetGenerator((0,32)), 'height'), (lambda: UNetGenerator((64,-32)), 'width'), (lambda: UNetGenerator((64.,32)), 'height'), (lambda: unet_depth(('64',32)), 'height')])
+def test_numbers_that_make_no_network(make, name, one_line):
+    with pytest.raises(ValueError) as e: make()
+    one_line(e.value, name, 'must be')
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_are_brought_to_the_weights(G, D, dtype):
+    x = rand(2, 3, 64, 32)
+    out = G.eval()(x.to(dtype))
+    assert out.dtype==torch.float32 and torch.equal(out, G(x.to(dtype).float()))
+    assert torch.equal(D.eval()(x.to(dtype), x), D(x.to(dtype).float(), x))
+    half = copy.deepcopy(G).to(torch.bfloat16)
+    assert half(x).dtype==torch.bfloat16
+
+def test_translations_and_copies_do_the_same(G, D):
+    x = rand(2, 3, 64, 32)
+    for net,args in ((G.eval(), (x,)), (D.eval(), (x, -x))):
+        want = net(*args)
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', torch.jit.TracerWarning)
+            traced = torch.jit.trace(net, args)
+        for other in (traced, torch.export.export(net, args).module(), copy.deepcopy(net), torch.compile(net, fullgraph=True, backend='eager')):
+            torch.testing.assert_close(other(*args), want)
+
+def test_no_logits_no_loss(one_line):
+    with pytest.raises(ValueError) as e: gan_loss(torch.zeros(0, 1, 6, 2), True)
+    one_line(e.value, 'gan_loss')
+
+def test_reprs_fit_a_line(G, D): assert (repr(G), repr(D))==('UNetGenerator(size=(64, 32), ngf=8)', 'PatchGAN(ndf=8)')
+
+@pytest.mark.parametrize('size', [(), .5, 64, (64,), 'ab', (64, 32, 3), (64., 32), None])
+def test_sizes_that_are_none(size, one_line):
+    for call in (lambda: unet_depth(size), lambda: UNetGenerator(size, 1)):
+        with pytest.raises(ValueError) as e: call()
+        one_line(e.value, 'height')
