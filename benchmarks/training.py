@@ -25,7 +25,8 @@ from privreid.data import SyntheticPedestrians
 from privreid.desensitize import desensitizer
 from privreid.evaluation import Validate
 from privreid.experiments import Log
-from privreid.joint import HALF, Config, JointTraining, Progress, Supervision, Trainer, bf16_in_hardware, preset
+from privreid.joint import Config, JointTraining, Progress, Supervision, Trainer, preset
+from privreid.machine import HALF, bf16_in_hardware
 
 CPU = Config(data='synthetic', height=128, width=64, backbone='resnet18', weights='', ngf=32, ndf=32, batch=16)
 GPU = Config(data='synthetic', weights='')

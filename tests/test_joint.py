@@ -1,12 +1,14 @@
 "Which loss reaches which network, determinism, and two processes. (The step against one written out by hand: test_speed.py.)"
 import json, os, socket, subprocess, sys
+from dataclasses import asdict, fields, replace
 from types import SimpleNamespace
+import numpy as np
 import pytest, torch
 from accelerate import Accelerator
 from privreid.data import SyntheticPedestrians, to_float
 from privreid.desensitize import Blur, GaussianNoise
-from privreid import joint as module
-from privreid.joint import Config, JointTraining, ReidTraining, Supervision, Trainer, lr_factor, preset
+from privreid import joint as module, machine
+from privreid.joint import RULES, Callback, Config, JointTraining, ReidTraining, Supervision, Trainer, check, lr_factor, preset, read_config
 
 TINY = dict(ngf=4, ndf=4, batch=8, epochs=2, milestones=(), people=10, test_people=4)
 
@@ -69,7 +71,7 @@ def test_seed_reaches_the_weights():
 
 def test_bf16_is_computed_with_and_stays_finite(street, monkeypatch):
     "The precision of the configuration counts, whatever the Accelerator was told."
-    monkeypatch.setattr(module, 'bf16_in_hardware', lambda: True)
+    monkeypatch.setattr(machine, 'bf16_in_hardware', lambda: True)
     training,kinds = joint(precision='bf16'), set()
     training.nets['G_X'].register_forward_hook(lambda net, x, y: kinds.add(y.dtype))
     training.nets['reid'].backbone.register_forward_hook(lambda net, x, y: kinds.add(y.dtype))
@@ -99,6 +101,84 @@ def test_schedule_of_the_paper():
     assert rates[0]==pytest.approx(.01) and rates[10:40]==[1.]*30 and rates[79]==pytest.approx(.1) and rates[119]==pytest.approx(.01)
     assert all(a<b for a,b in zip(rates[:10], rates[1:11]))
 
+# --- the configuration, and what is told before anything is trained
+
+WRONG = {   # changes -> words of the sentence
+    'a share meant as percent': (dict(eps_r1=5), ['eps_r1', 'at most 1']), 'NaN': (dict(eps_psnr=float('nan')), ['eps_psnr', 'finite']), 'infinity': (dict(lr=float('inf')), ['lr', 'finite']),
+    'near backbone': (dict(backbone='resnet51'), ['backbone', 'resnet51', "Did you mean 'resnet50'?"]), 'near data': (dict(data='makret'), ['data', "Did you mean 'market1501'?"]),
+    'no such precision': (dict(precision='fp32'), ['precision', 'bf16']), 'half an epoch': (dict(epochs=2.5), ['epochs', 'whole', '2.5']), 'a word for a number': (dict(epochs='e'), ['epochs', 'whole']),
+    'an epoch alone': (dict(milestones=6), ['milestones', '(40, 80)']), 'epochs as text': (dict(milestones='(40, 80)'), ['milestones', 'list']), 'downhill': (dict(milestones=(80, 40)), ['milestones', 'go up']),
+    'twice': (dict(milestones=(40, 40)), ['milestones', 'go up']), 'beyond the end': (dict(milestones=(40, 121)), ['milestones', '121', '120 epochs']), 'before the start': (dict(milestones=(-1, 40)), ['milestones', 'at least 1']),
+    'no epoch': (dict(milestones=(1, 'a')), ['milestones', 'whole']), 'frozen too late': (dict(freeze_bn=121), ['freeze_bn', '120 epochs']), 'warm too late': (dict(warmup=121), ['warmup', '120 epochs']),
+    'no': (dict(compile='no'), ['compile', 'True or False']), '1': (dict(compile=1), ['compile', 'True or False']), 'True for a number': (dict(batch=True), ['batch', 'whole']),
+    'a number for text': (dict(root=74), ['root', 'text']), 'no such weights': (dict(weights='imagnet'), ['weights', 'imagnet', 'file']), 'endless': (dict(weights='x'*5000), ['weights']),
+    'two lines': (dict(desensitizer='a\nb'), ['desensitizer', 'blur']), 'weights that are not there': (dict(backbone='mini'), ['mini', 'ImageNet']), 'a seed': (dict(seed=2**63), ['seed', 'at most']),
+    'odd size': (dict(height=250), ['multiples of 32']), 'tiny': (dict(width=16), ['width', 'at least 32']), 'one identity': (dict(batch=4), ['batch', 'at least two']), 'no groups': (dict(batch=62), ['batch 62', 'per_identity 4']),
+    'more people than there are': (dict(data='synthetic', people=10), ['16 identities', '10 people']), 'a tensor': (dict(lr=torch.ones(3, 3)), ['lr', 'finite'])}
+
+@pytest.mark.parametrize('changes, words', WRONG.values(), ids=WRONG)
+def test_each_field_has_a_rule(changes, words, one_line):
+    with pytest.raises(ValueError) as e: check(Config(**changes))
+    one_line(e.value, *words)
+    assert len(str(e.value))<400
+
+def test_no_field_is_without_a_rule():
+    free = 'root', 'pattern', 'weights', 'compile'   # text that only the disk knows, and a switch
+    assert {f.name for f in fields(Config)}=={*RULES, *free} and check(Config())==Config()
+
+def test_numbers_of_numpy_and_paths_become_plain(tmp_path):
+    (tmp_path/'w.pth').touch()
+    cfg = check(Config(epochs=np.int32(120), lr=np.float64(.5), lambda_l1=0, compile=np.bool_(True), milestones=np.array([3, 4]), weights=tmp_path/'w.pth', desensitizer='Mosaic'))
+    assert json.loads(json.dumps(asdict(cfg)))==asdict(Config(epochs=120, lr=.5, lambda_l1=0., compile=True, milestones=[3, 4], weights=str(tmp_path/'w.pth'), desensitizer='pixelation'))
+    assert {type(v) for v in asdict(cfg).values()}=={str, int, float, bool, tuple}
+
+def test_more_or_fewer_epochs_stretch_a_preset():
+    def plan(cfg): return cfg.epochs, cfg.warmup, cfg.milestones, cfg.freeze_bn
+    assert plan(preset('demo', epochs=4))==(4, 0, (3, 4), 3) and plan(preset('paper', epochs=60))==(60, 5, (20, 40), 0)
+    assert plan(preset('demo', epochs=4, milestones=(), freeze_bn=0))==(4, 0, (), 0) and plan(preset('demo', epochs=1))==(1, 0, (1,), 1)
+    with pytest.raises(ValueError, match='freeze_bn'): preset('demo', epochs=4, freeze_bn=5)
+
+def test_runs_of_other_versions_are_read_or_named(one_line, recwarn):
+    old = asdict(Config(freeze_bn=500, weights='gone.pth', milestones=(80, 400)))
+    assert read_config(old|dict(milestones=[80, 400]))==Config(**old) and not recwarn
+    assert read_config({k: v for k,v in old.items() if k!='compile'}).compile is False
+    one_line(recwarn.pop(UserWarning).message, 'compile')
+    for row,word in ((old|dict(colour='red'), 'colour'), ({}, 'no field'), (old|dict(lr=-1), 'lr')):
+        with pytest.raises(ValueError) as e: read_config(row)
+        one_line(e.value, word)
+
+MISFITS = {'another size': (lambda s: s, dict(height=128), 8, ['64 x 32', '128 x 32']), 'more people': (lambda s: s, {}, 5, ['8 identities', '5']),
+           'one person': (lambda s: s[s.pids==s.pids[0]], {}, 8, ['1 identity', 'triplet'])}
+
+@pytest.mark.parametrize('change, size, identities, words', MISFITS.values(), ids=MISFITS)
+def test_images_that_do_not_fit_a_training_are_told(change, size, identities, words, street, one_line):
+    with pytest.raises(ValueError) as e: Trainer(ReidTraining(preset('demo', **TINY|size), identities, Accelerator(cpu=True)), change(street.train), Supervision(Blur()))
+    one_line(e.value, *words)
+
+def test_batches_smaller_than_asked_for_are_told(street):
+    with pytest.warns(UserWarning, match='batches of 32 images, not of 64'): Trainer(ReidTraining(preset('demo', **TINY|dict(batch=64, people=100)), 8, Accelerator(cpu=True)), street.train, Supervision(Blur()))
+
+@pytest.mark.parametrize('part', ['weight', 'bias', 'running_var'])
+def test_a_nan_of_the_last_step_ends_the_epoch(part, street, one_line):
+    "No loss is left to tell of it."
+    class Spoil(Callback):
+        def after_batch(self, trainer, losses): getattr(trainer.nets['reid'].neck, part).data[0] = float('nan')
+    few = street.train[torch.arange(24)]
+    trainer = Trainer(ReidTraining(preset('demo', **TINY), 8, Accelerator(cpu=True)), few, Supervision(Blur()), [Spoil()])
+    trainer.training.step = lambda x, y, labels: dict(reid_raw=torch.tensor(1.))
+    with pytest.raises(FloatingPointError) as e: trainer.fit()
+    one_line(e.value, 'Epoch 1', f'reid.neck.{part}')
+    assert trainer.history==[]
+
+def test_reprs_fit_a_line(street):
+    training = joint()
+    trainer = Trainer(training, street.train, Supervision(Blur()))
+    assert repr(trainer.supervision)=='Supervision by Blur(12, height=256)' and 'G_X 0.07' in repr(training) and '96 images of 8 identities' in repr(trainer) and 'Supervision by Blur' in repr(trainer)
+    trainer.supervision.upgrade(training.nets['G_X'])
+    assert 'UNetGenerator' in repr(trainer.supervision)
+    assert repr(Config())=='Config()' and eval(repr(preset('demo')))==preset('demo')
+    for thing in (training, trainer, trainer.supervision, preset('demo')): assert '\n' not in repr(thing) and len(repr(thing))<330
+
 def test_too_few_people_for_a_batch_is_said_in_one_line(street):
     one = street.train[street.train.pids==street.train.pids[0]]
     with pytest.raises(ValueError) as e: Trainer(ReidTraining(preset('demo', **TINY), 1, Accelerator(cpu=True)), one, Supervision(Blur())).fit()
@@ -106,12 +186,13 @@ def test_too_few_people_for_a_batch_is_said_in_one_line(street):
 
 TWO = """
 import hashlib, json, sys, torch
-from accelerate import Accelerator, notebook_launcher
+from accelerate import notebook_launcher
 from privreid.agw import agw_loss
 from privreid.data import SyntheticPedestrians
 from privreid.desensitize import GaussianNoise
 from privreid.evaluation import Validate
-from privreid.joint import JointTraining, Supervision, Trainer, average, preset, share_cpus
+from privreid.joint import JointTraining, Supervision, Trainer, average, preset
+from privreid.machine import accelerator_on
 from privreid.upgradation import Upgradation
 
 def difference(training, a, x, labels):
@@ -131,10 +212,9 @@ def difference(training, a, x, labels):
 
 def train(folder):
     torch.set_num_threads(1)
-    share_cpus()
     street = SyntheticPedestrians(train_ids=10, test_ids=4, distractors=2, size=(64,32)).load()
     cfg = preset('demo', ngf=4, ndf=4, batch=16, epochs=2, validate_every=1, milestones=(), people=10, test_people=4)
-    a = Accelerator()
+    a = accelerator_on()
     t = Trainer(JointTraining(cfg, 8, a), street.train, Supervision(GaussianNoise()), [Validate(street), Upgradation(0.)])
     whole = (torch.rand(16, 3, 64, 32, generator=torch.Generator().manual_seed(0))*2-1, torch.arange(16)//4)
     apart = difference(t.training, a, *whole)
@@ -174,6 +254,7 @@ def test_two_processes_compute_the_loss_and_gradients_of_one(two):
         assert shared<1e-4 and compiled<1e-4
         assert alone>1e-2      # triplets of a process's own half would be another loss
 
+@pytest.mark.full
 def test_accelerate_launch_shares_a_run(tmp_path):
     "The command of lesson 04, on CPUs: two processes, one folder though none is named, one writer, and w/ U goes on where w/o U left its first checkpoint."
     words = ['train', '--preset', 'demo', '--arms', 'Upper', 'Base', 'w/o U', 'w/ U', '--people', '10', '--test-people', '4', '--epochs', '2', '--batch', '16', '--milestones', '', '--ngf', '4', '--ndf', '4']

@@ -3,12 +3,12 @@ import copy, re, subprocess, sys, warnings
 from pathlib import Path
 import pytest, torch
 from accelerate import Accelerator
-from torch.utils._python_dispatch import TorchDispatchMode
-from privreid import joint as module
+from privreid import machine
 from privreid.agw import AGW
 from privreid.data import SyntheticPedestrians, to_float
 from privreid.desensitize import Blur
-from privreid.joint import JointTraining, bf16_in_hardware, preset
+from privreid.joint import JointTraining, preset
+from privreid.machine import HALF, bf16_in_hardware, precision_on
 from privreid.pix2pix import PatchGAN, UNetGenerator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,9 +35,7 @@ def compile_with(backend, monkeypatch):
     compile = torch.compile
     monkeypatch.setattr(torch, 'compile', lambda f, **options: compile(f, backend=backend, **options))
 
-slow = pytest.mark.skipif("not config.getoption('--slow')", reason='minutes of compiling: --slow')
-
-@pytest.mark.parametrize('backend', ['', 'aot_eager', pytest.param('inductor', marks=slow)])   # of torch.compile; aot_eager translates alike and does not compile
+@pytest.mark.parametrize('backend', ['', *(pytest.param(b, marks=pytest.mark.full) for b in ('aot_eager', 'inductor'))])   # of torch.compile; aot_eager translates alike and does not compile
 def test_fast_step_equals_plain_step(batch, backend, monkeypatch):
     compile_with(backend, monkeypatch)
     training = joint(compile=bool(backend)); training.nets.train()
@@ -79,19 +77,7 @@ def test_raw_and_protected_batches_have_statistics_of_their_own(batch):
     assert training.nets['reid'].neck.num_batches_tracked==2
     assert training.nets['D_Y'].body[3].num_batches_tracked==3     # real, fake, and fake again for the generator
 
-# --- no work for nothing
-
-class Reads(TorchDispatchMode):
-    "Counts the numbers that Python reads from tensors: on a GPU, each would wait for the whole queue."
-    def __init__(self): super().__init__(); self.count = 0
-    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
-        self.count += f is torch.ops.aten._local_scalar_dense.default
-        return f(*args, **(kwargs or {}))
-
-def test_a_step_reads_no_number(batch):
-    training = joint(); training.nets.train()
-    with Reads() as reads: training.step(*batch)
-    assert reads.count<=2      # on a CPU only, each triplet loss asks whether there are two people
+# --- the cost model
 
 def test_flops_of_the_cost_model(batch):
     "The formula of nbs/scale.md against PyTorch's own count of a whole step."
@@ -160,7 +146,7 @@ def test_import_costs_little():
 @pytest.mark.parametrize('wanted, hardware, computed', [('fp16', True, 'no'), ('fp16', False, 'no'), ('bf16', False, 'no'), ('bf16', True, 'bf16'), ('no', False, 'no')])
 def test_a_cpu_computes_in_what_it_has(wanted, hardware, computed, batch, monkeypatch, one_line):
     "And says so, once, where that is not what was asked for."
-    monkeypatch.setattr(module, 'bf16_in_hardware', lambda: hardware)
+    monkeypatch.setattr(machine, 'bf16_in_hardware', lambda: hardware)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always')
         training = joint(precision=wanted)
@@ -172,11 +158,11 @@ def test_a_cpu_computes_in_what_it_has(wanted, hardware, computed, batch, monkey
     kinds = set()
     training.nets['G_X'].register_forward_hook(lambda net, x, y: kinds.add(y.dtype))
     training.step(*batch)
-    assert kinds=={module.HALF.get(computed, torch.float32)}
+    assert kinds=={HALF.get(computed, torch.float32)}
 
 def test_a_gpu_is_believed(monkeypatch, recwarn):
-    monkeypatch.setattr(module, 'bf16_in_hardware', lambda: False)
-    for wanted in ('no', 'bf16', 'fp16'): assert module.precision_on(torch.device('cuda'), wanted)==wanted
+    monkeypatch.setattr(machine, 'bf16_in_hardware', lambda: False)
+    for wanted in ('no', 'bf16', 'fp16'): assert precision_on(torch.device('cuda'), wanted)==wanted
     assert not recwarn
 
 def test_bf16_is_read_from_cpuinfo(tmp_path):
@@ -186,11 +172,11 @@ def test_bf16_is_read_from_cpuinfo(tmp_path):
     assert bf16_in_hardware(tmp_path/'none')
 
 def test_compile_without_a_compiler_is_said_in_one_line(monkeypatch, one_line):
-    monkeypatch.setattr(module.shutil, 'which', lambda name: None)
+    monkeypatch.setattr(machine.shutil, 'which', lambda name: None)
     with pytest.raises(ValueError) as e: joint(compile=True)
     one_line(e.value, 'compiler', 'g++')
 
 def test_processes_that_do_not_know_each_other_are_refused(monkeypatch, one_line):
     monkeypatch.setenv('WORLD_SIZE', '2')
     with pytest.raises(ValueError) as e: joint()
-    one_line(e.value, '2 processes', 'share_cpus')
+    one_line(e.value, '2 processes', 'accelerator_on')
