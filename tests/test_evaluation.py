@@ -1,14 +1,18 @@
 "Metrics against trusted libraries, and the protocol's corners."
-from dataclasses import astuple
+import json, math
+from dataclasses import asdict, astuple
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import peak_signal_noise_ratio as tm_psnr
 from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_hit_rate
-from privreid.data import SyntheticPedestrians, to_float
-from privreid.desensitize import Blur, GaussianNoise
-from privreid.evaluation import SETTINGS, Validate, apply, distances, evaluate_ranking, four_settings, image_quality, pooled_psnr, psnr, squared_norms, ssim
+from privreid.data import Split, SyntheticPedestrians, to_float
+from privreid.desensitize import DESENSITIZERS, Blur, GaussianNoise, Pixelate, desensitizer
+from privreid.evaluation import (PSNR_CEILING, SETTINGS, Quality, Validate, apply, distances, evaluate_ranking, four_settings, image_quality, match_places, measure, mse,
+                                 pooled_psnr, psnr, quality_of, squared_norms, ssim)
+from privreid.tables import SAVED, recovered_reid, saved_recovery, through_file
+from privreid.upgradation import Epsilons, State, Validation, decide, is_private
 
 def pair(size, seed, scale):
     g = torch.Generator().manual_seed(seed)
@@ -28,7 +32,7 @@ def test_psnr_and_ssim_equal_scikit_image(size, scale):
 def test_flat_images_do_not_break_ssim():
     a = torch.full((1,3,64,32), .3)
     assert ssim(a, a).item()==pytest.approx(1, abs=1e-6)
-    assert torch.isinf(psnr(a, a)).all()
+    assert psnr(a, a).tolist()==[PSNR_CEILING]==[pooled_psnr(a, a).item()]
 
 @pytest.mark.parametrize('tile', [1, 7, 54, 1000])
 def test_tiles_leave_no_window_out(tile):
@@ -50,7 +54,7 @@ def test_half_precision_around_it_changes_nothing():
 
 def test_ssim_trains_after_inference_and_wants_windows():
     with torch.inference_mode(): ssim(torch.zeros(1,3,20,19), torch.zeros(1,3,20,19))
-    a,b = (t[:1,:1,:20,:19].clone().requires_grad_() for t in pair((20,19), 4, .5))
+    a,b = (t[:1,:,:20,:19].clone().requires_grad_() for t in pair((20,19), 4, .5))
     ssim(a, b).sum().backward()
     assert a.grad.abs().sum()>0 and b.grad.isfinite().all()
     for size in ((10,30), (30,10)):
@@ -85,8 +89,10 @@ def slow(d, qp, gp, qc, gc):
         ranked = sorted(range(len(row)), key=row.__getitem__)                # Python's sort is stable
         ranked = [gp[j] for j in ranked if gp[j]!=-1 and (gp[j],gc[j])!=(pid,cam)]
         at = [n for n,p in enumerate(ranked, 1) if p==pid]
-        if at: found.append([at[0]<=1, at[0]<=5, sum(k/n for k,n in enumerate(at, 1))/len(at), len(at)/at[-1]])
-    return (*np.mean(found, 0).tolist(), len(found), len(d)-len(found)) if found else None
+        if at: found.append([at[0]<=1, at[0]<=5, sum(k/n for k,n in enumerate(at, 1))/len(at), len(at)/at[-1], len(at)/len(ranked)])
+    if not found: return None
+    *metrics,chance = np.mean(found, 0).tolist()
+    return *metrics, len(found), len(d)-len(found), chance
 
 def same(got, want): assert astuple(got)==pytest.approx(want, abs=1e-12)
 
@@ -135,7 +141,7 @@ def test_infinitely_far_is_far_but_counts():
     i,one = float('inf'), torch.tensor([1])
     gallery,cams = torch.tensor([1,-1,2,1,1]), torch.tensor([1,1,1,0,1])        # match, junk, other, own camera, match
     search = torch.tensor([[i,i,i,-i,i]]), one, gallery, one*0, cams
-    same(evaluate_ranking(*search), (1, 1, (1+2/3)/2, 2/3, 1, 0))
+    same(evaluate_ranking(*search), (1, 1, (1+2/3)/2, 2/3, 1, 0, 2/3))
     same(evaluate_ranking(*search), slow(*search))
 
 def test_distances_are_euclidean_but_for_the_query():
@@ -184,7 +190,7 @@ class Shade(torch.nn.Module):
     def __init__(self, factor): super().__init__(); self.factor,self.seen = factor, 0
     def forward(self, x):
         self.seen += len(x)
-        return x*self.factor+.2*x.flip(-1)+.5*self.training
+        return (x*self.factor+.2*x.flip(-1)+.5*self.training).clamp(-1, 1)
 
 def test_validation_sees_each_image_once():
     "And says what the slow way says, each number by itself."
@@ -194,6 +200,8 @@ def test_validation_sees_each_image_once():
     trainer = SimpleNamespace(nets=nets, supervision=SimpleNamespace(desensitize=GaussianNoise(.05)), device=torch.device('cpu'), epoch=3)
     got = Validate(street).measure(trainer)
     assert {k: n.seen for k,n in nets.items()}==dict(G_X=len(g), G_Y=len(g), reid=len(q)+len(g))
+    assert all(n.training for n in nets.modules())           # as they were
+    nets.eval()
     ano,rec,des = (image_quality(f, g) for f in (nets['G_X'], lambda x: nets['G_Y'](nets['G_X'](x)), GaussianNoise(.05)))
     found = four_settings(nets['reid'], nets['G_X'], q, g)['raw-protected']
     assert astuple(got)==pytest.approx((3, ano.psnr, ano.ssim, des.psnr, des.ssim, found.rank1, found.mAP, rec.psnr, rec.ssim), rel=1e-6)
@@ -210,8 +218,236 @@ def test_messages(make, say, one_line):
     with pytest.raises(ValueError, match=say) as e: make()
     one_line(e.value)
 
+@pytest.mark.parametrize('wrong', [None, 'abc', 3, {}, torch.zeros(2, 3, device='meta'), [None, None], ['a', 'b']], ids=str)
+@pytest.mark.parametrize('at', range(5))
+def test_what_is_no_ranking_is_one_sentence(at, wrong, one_line):
+    args = [torch.zeros(2, 3), *(torch.ones(n) for n in (2, 3, 2, 3))]
+    args[at] = wrong
+    with pytest.raises((TypeError, ValueError)) as e: evaluate_ranking(*args)
+    one_line(e.value, ('Distances', 'q_pids', 'g_pids', 'q_cams', 'g_cams')[at])
+
 def test_batch_size_does_not_change_quality_of_noise():
     people = SyntheticPedestrians(size=(64,32)).split([(1, c, 0) for c in range(4)])
     noise = GaussianNoise()
     assert image_quality(noise, people)==image_quality(noise, people)
     assert apply(Blur(), people.images, batch=1).allclose(apply(Blur(), people.images, batch=4), atol=1e-6)
+
+# --- one look for all
+
+def test_one_look_says_what_all_the_others_say():
+    "Each network sees each image once; numbers, the noise's too, are those of the single measurements."
+    street = SyntheticPedestrians(train_ids=4, test_ids=16, distractors=2, size=(32,16)).load()
+    q,g,G_X,G_Y = street.query, street.gallery, Shade(.5).eval(), Shade(1.7).eval()
+    own,outsider = Projection(), Projection()
+    outsider.weight = outsider.weight.flip(0)
+    known = measure({'outsider': outsider}, q, g).raw
+    seen = measure({'own': own, 'outsider': outsider}, q, g, G_X, G_Y, known=known, title='measuring')
+    both = len(q)+len(g)
+    assert (G_X.seen, G_Y.seen, own.seen, outsider.seen)==(both, len(g), 2*both, 2*both)
+    for net,name in ((own, 'own'), (outsider, 'outsider')): assert seen.settings[name]==four_settings(net, G_X, q, g)
+    assert asdict(seen.protected)==pytest.approx(asdict(image_quality(G_X, g)), rel=1e-6)
+    assert asdict(seen.recovered)==pytest.approx(asdict(image_quality(lambda x: G_Y(G_X(x)), g)), rel=1e-6)
+    noise = GaussianNoise(.05)
+    alone = four_settings(own, noise, q, g)
+    assert measure({'own': own, 'outsider': outsider}, q, g, noise, known=known).settings['own']==alone
+
+def test_measuring_leaves_networks_as_they_were():
+    street = SyntheticPedestrians(train_ids=4, test_ids=4, distractors=2, size=(32,16)).load()
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3), torch.nn.Tanh()).train()
+    net[1].eval()                                               # as with `freeze_bn`
+    measure({'': Projection()}, street.query, street.gallery, net, net)
+    image_quality(net, street.gallery); apply(net, street.gallery.images)
+    assert [m.training for m in net.modules()]==[True, True, False, True]
+
+def test_tables_show_each_network_each_image_once():
+    street = SyntheticPedestrians(train_ids=4, test_ids=8, distractors=2, size=(32,16)).load()
+    exp,n,N = SimpleNamespace(data=street, device='cpu'), len(street.query), len(street.gallery)
+    upper,arm = (SimpleNamespace(name=k, reid=Projection(), anonymizer=Shade(.5).eval(), recovery=Shade(1.7).eval()) for k in ('Upper', 'w/ U'))
+    found = saved_recovery(exp, arm)
+    assert (arm.anonymizer.seen, arm.recovery.seen)==(N, len(SAVED)*N)
+    for k in ('float', 'png'):
+        def recover(x): p = arm.anonymizer(x); return arm.recovery(through_file(p, **SAVED[k]) if SAVED[k] else p)
+        assert found[k]==pytest.approx(asdict(image_quality(recover, street.gallery)), rel=1e-6)
+    arm.anonymizer.seen = arm.recovery.seen = 0
+    rows = recovered_reid(exp, upper, arm)
+    assert (arm.anonymizer.seen, arm.recovery.seen, upper.reid.seen)==(n+N, n+N, 2*(n+N))
+    want = four_settings(arm.reid, lambda x: arm.recovery(arm.anonymizer(x)), street.query, street.gallery)
+    assert rows['ours']=={k.replace('protected', 'recovered'): asdict(v) for k,v in want.items()}
+
+# --- nobody moves the limit
+
+@pytest.fixture(scope='module')
+def crowd(): return SyntheticPedestrians(size=(64,32)).split([(p, p%4, 0) for p in range(1, 53)])
+
+def spoiled(crowd, make, n=1):
+    "The same pictures, but for the first `n`."
+    images = crowd.images.clone()
+    for i in range(n): images[i] = make(images[i])
+    return Split(images, crowd.pids, crowd.cams, crowd.names)
+
+RED = torch.tensor([200, 30, 60], dtype=torch.uint8)[:,None,None]
+WAYS = dict(black=lambda im: 0, white=lambda im: 255, colour=lambda im: RED, hiccup=lambda im: im//64, dim=lambda im: im//32+100,
+            grain=lambda im: torch.randint(0, 30, im.shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8))
+
+@pytest.mark.parametrize('name', DESENSITIZERS)
+@pytest.mark.parametrize('way', WAYS)
+def test_one_picture_does_not_move_the_limit(crowd, name, way):
+    "51 pictures, and one more: at most 10 log10(52/51) = .084 dB, and the SSIM that a perfect copy would add."
+    f = desensitizer(name)
+    before,after = image_quality(f, crowd[torch.arange(1, 52)]), image_quality(f, spoiled(crowd, WAYS[way]))
+    assert abs(after.psnr-before.psnr)<.1 and -1/52<after.ssim-before.ssim<=(1-before.ssim)/52
+
+@pytest.mark.parametrize('way', ['black', 'white', 'colour'])
+def test_not_even_half_the_pictures_move_it_if_nobody_is_in_them(crowd, way):
+    "The pictures that count are those with somebody in them."
+    for f in (Blur(), Pixelate()):
+        few = crowd[torch.arange(26, 52)]
+        got,want = image_quality(f, spoiled(crowd, WAYS[way], 26)), image_quality(f, few)
+        assert asdict(got)==pytest.approx(asdict(want), rel=1e-6)
+
+def validated(split, G_X):
+    "What `Validate` finds, with blur as the limit."
+    street = SimpleNamespace(val_query=split, val_gallery=Split(split.images, split.pids, split.cams+1, split.names))
+    nets = torch.nn.ModuleDict(dict(G_X=G_X, G_Y=torch.nn.Identity(), reid=Projection()))
+    return Validate(street).measure(SimpleNamespace(nets=nets, supervision=SimpleNamespace(desensitize=Blur()), device=torch.device('cpu'), epoch=1))
+
+class Revealing(torch.nn.Module):
+    "Blurs too little, by some dB, and turns one picture of the split into its negative."
+    def __init__(self, dB, fails): super().__init__(); self.dB,self.fails = dB, fails
+    def forward(self, x):
+        z = x+(Blur()(x)-x)*10**(-self.dB/20)
+        if self.fails: z[-1] = -x[-1].sign()
+        return z
+
+@pytest.mark.parametrize('way', [None, 'black', 'colour', 'grain'])
+@pytest.mark.parametrize('fails', [False, True])
+def test_a_generator_that_reveals_too_much_is_not_upgraded(crowd, way, fails):
+    "4 dB above the blur, 3 above the limit; and a picture on which it fails does not hide that."
+    split = spoiled(crowd, WAYS[way]) if way else crowd
+    v = validated(split, Revealing(4., fails))
+    generous = decide(v, State(0.), Epsilons(psnr=1., ssim=9.))                  # PSNR alone
+    assert not generous.private and generous.action=='keep' and 'PSNR' in generous.reason and v.r1_raw_ano>0
+    assert decide(validated(split, Revealing(.5, fails)), State(0.), Epsilons(psnr=1., ssim=9.)).action=='upgrade'
+
+def test_a_plain_mean_or_pool_would_have_opened(crowd):
+    "Both ways that this replaces: the mean by a black picture, the plain pool by a failed one."
+    black = to_float(spoiled(crowd, WAYS['black']).images)
+    limit = psnr(Blur()(black), black).mean()
+    assert limit-psnr(Blur()(black[1:]), black[1:]).mean()>1                            # 100 dB at most; it was infinite
+    x = to_float(crowd.images)
+    z = Revealing(4., True)(x)
+    assert pooled_psnr(z, x)<pooled_psnr(Blur()(x), x)+1<image_quality(Revealing(4., True), crowd).psnr
+
+def test_where_nothing_is_hidden_nothing_is_private(crowd):
+    plain = spoiled(crowd, WAYS['colour'], 52)
+    for split,f in ((plain, Pixelate()), (plain, Blur()), (crowd, torch.nn.Identity())):
+        hidden = image_quality(f, split)
+        assert json.loads(json.dumps(asdict(hidden), allow_nan=False))==asdict(hidden)
+        for g in (torch.nn.Identity(), Blur()):
+            seen = image_quality(g, split)
+            assert all(map(math.isfinite, asdict(seen).values())) and not is_private(Validation(1, seen.psnr, seen.ssim, hidden.psnr, hidden.ssim, 1.))
+
+def test_a_likeness_of_an_older_run_is_read():
+    assert quality_of(dict(psnr=float('inf'), ssim=.5, pooled=20.))==Quality(20., .5, PSNR_CEILING)
+    assert quality_of(dict(psnr=19., ssim=.5, mean=20.))==Quality(19., .5, 20.)
+
+# --- what is not a number is refused by name
+
+class Lost(torch.nn.Module):
+    "Something that goes wrong on the image whose first pixel is red."
+    def __init__(self, inner, value): super().__init__(); self.inner,self.value = inner, value
+    def forward(self, x):
+        z = self.inner(x)
+        z[(x[:,0,0,0]>.99)&(x[:,1,0,0]<-.99)&(x[:,2,0,0]>.99)] = self.value
+        return z
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize('who, side, says', [('reid', 'query', 'In the queries, the feature that me sees in the raw image of {}'), ('reid', 'gallery', 'In the gallery, the feature'),
+                                             ('protect', 'gallery', 'In the gallery, '), ('recover', 'gallery', 'In the gallery, the recovered image of {}')])
+def test_broken_numbers_are_named(who, side, says, value, one_line):
+    street = SyntheticPedestrians(train_ids=4, test_ids=6, distractors=2, size=(32,16)).load()
+    split = getattr(street, side)
+    split.images = split.images.clone(); split.images[2,:,0,0] = torch.tensor([255, 0, 255])
+    made = dict(reid=Projection(), protect=torch.nn.Identity(), recover=torch.nn.Identity())
+    made[who] = Lost(made[who], value) if who!='protect' else Lost(Shade(1.), value).eval()
+    with pytest.raises(FloatingPointError) as e: measure({'me': made['reid']}, street.query, street.gallery, made['protect'], made['recover'])
+    one_line(e.value, says.format(split.names[2]), split.names[2])
+
+def test_a_distance_that_is_not_a_number_counts_for_nobody(one_line):
+    "NaN distractors used to lift mAP: they stood behind everything. Junk may be anything; infinity is far."
+    d = torch.tensor([[.1, .2, .3, .4, .5]]).repeat(2, 1)
+    search = [1, 1], [0, 0, 1, -1, 1], [0, 0], [1, 1, 1, 1, 1]
+    for j,value in ((0, math.nan), (4, math.nan)):
+        broken = d.clone(); broken[1,j] = value
+        with pytest.raises(ValueError) as e: evaluate_ranking(broken, *search)
+        one_line(e.value, 'Query 1', f'gallery image {j}', 'not a number')
+    junk,far = d.clone(), d.clone()
+    junk[:,3] = math.nan; far[:,0] = math.inf
+    assert evaluate_ranking(junk, *search)==evaluate_ranking(d, *search)
+    assert evaluate_ranking(far, *search).mAP==pytest.approx((1/2+2/3)/2)
+    with pytest.raises(ValueError, match='gallery image 1 '): match_places(np.array([1, np.nan, 2.]), np.array([2]), np.array([0]))
+
+@pytest.mark.parametrize('side', ['queries', 'gallery'])
+def test_a_broken_feature_is_named(side, one_line):
+    q,g = torch.ones(3, 4), torch.ones(5, 4)
+    (q if side=='queries' else g)[2,1] = math.nan
+    with pytest.raises(FloatingPointError) as e: distances(q, g)
+    one_line(e.value, f'Feature 2 of the {side}')
+
+# --- what people bring
+
+def test_lists_arrays_and_half_precision_rank_the_same():
+    g = torch.Generator().manual_seed(4)
+    q,v = (torch.randint(-2, 3, (n,6), generator=g).float() for n in (9, 40))
+    labelled = labels(g, 9, 40, 5, 3)
+    want = evaluate_ranking(distances(q, v), *labelled)
+    for kind in (torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.bfloat16, torch.Tensor.half, torch.Tensor.double):
+        assert evaluate_ranking(distances(kind(q), kind(v)), *map(kind, labelled))==want
+        d = torch.cat([d.clone() for d in distances(q, v)])
+        assert evaluate_ranking(kind(d), *labelled)==want and evaluate_ranking(list(kind(d)), *map(kind, labelled))==want
+    assert evaluate_ranking(distances(q.double(), v), *labelled)==want
+
+images = torch.zeros(2, 3, 16, 16)
+def labelled(**changes): return lambda: evaluate_ranking(torch.zeros(2, 3), **dict(q_pids=[1, 2], g_pids=[1, 2, 0], q_cams=[0, 0], g_cams=[1, 1, 1])|changes)
+
+@pytest.mark.parametrize('make, says', [
+    *((lambda f=f: f(images.to(torch.uint8), images), 'uint8') for f in (mse, psnr, pooled_psnr, ssim)),
+    *((lambda f=f: f(images[0], images[0]), 'one picture') for f in (psnr, ssim)),
+    *((lambda f=f: f(images, images[:1]), 'one shape') for f in (psnr, ssim)),
+    *((lambda f=f: f(images[:0], images[:0]), 'nothing in it') for f in (psnr, ssim)),
+    *((lambda f=f: f(images+127, images), 'values from 127') for f in (psnr, ssim)),
+    *((lambda f=f: f(images*math.nan, images), 'nan') for f in (psnr, ssim)),
+    *((lambda f=f: f(images.numpy(), images), 'ndarray') for f in (psnr, ssim)),
+    (lambda: psnr(images, images.to('meta')), 'one device'),
+    (lambda: ssim(images, images, 0), 'tile must be'),
+    (labelled(q_cams=[0]), 'q_cams has the shape (1,): 2 numbers'),
+    (labelled(g_cams=[0, 1]), 'g_cams has the shape (2,): 3 numbers'),
+    (labelled(g_pids=torch.ones(3, 1)), 'g_pids has the shape (3, 1)'),
+    (labelled(q_pids=['0001', '0002']), 'q_pids must be whole numbers'),
+    (labelled(q_pids=[1.5, 2.]), 'q_pids must be whole numbers'),
+    (labelled(q_pids=torch.tensor([1, 600]).bfloat16()), 'at most 256'),
+    (lambda: evaluate_ranking(torch.zeros(2), [1, 1], [1, 1], [0, 0], [1, 1]), 'Distances of 1 queries do not fit 2'),
+    (lambda: evaluate_ranking(torch.zeros(1, 2, 3), [1], [1, 1], [0], [1, 1]), '(1, 2, 3)'),
+    (lambda: distances(torch.zeros(2, 3), torch.zeros(2, 4)), '3 numbers on cpu and 4'),
+    (lambda: distances(torch.zeros(2, 3), torch.zeros(3)), 'Features of the gallery'),
+    (lambda: distances(torch.zeros(2, 3), torch.zeros(2, 3), chunk=0), 'chunk must be'),
+    (lambda: apply(lambda x: x, images), 'uint8'),
+    (lambda: apply(lambda x: x, images.to(torch.uint8)[:0]), 'no image'),
+    (lambda: apply(lambda x: x[:1], images.to(torch.uint8)), '2 images became 1'),
+    (lambda: measure({}, None, None, Blur(), settings='raw-blurred'), "['raw-blurred'] is not what can be measured"),
+    (lambda: measure({}, None, None, Blur(), settings=()), 'no setting'),
+    (lambda: image_quality(lambda x: x*127, SyntheticPedestrians(size=(64,32)).split([(1, 0, 0)])), 'values from')])
+def test_mistakes_cost_one_sentence(make, says, one_line):
+    with pytest.raises((ValueError, TypeError)) as e: make()
+    one_line(e.value, says)
+
+def test_other_ranges_are_told():
+    a,b = pair((32,16), 3, .4)
+    for f,tolerance in ((psnr, 1e-3), (pooled_psnr, 1e-3), (ssim, 1e-5), (mse, 1e-5)):
+        assert f((a+1)/2, (b+1)/2, range=(0, 1)).tolist()==pytest.approx(f(a, b).tolist(), abs=tolerance)
+        assert f((a+1)*127.5, (b+1)*127.5, range=(0, 255)).tolist()==pytest.approx(f(a, b).tolist(), abs=tolerance)
+
+def test_reprs_fit_a_line():
+    street = SyntheticPedestrians(train_ids=4, test_ids=4, distractors=2, size=(32,16)).load()
+    seen = measure({'AGW': Projection()}, street.query, street.gallery, Shade(.5).eval(), Shade(1.5).eval())
+    for thing in (seen, seen.protected, seen.settings['AGW']['raw-raw'], Validation(1, *[.123456789]*8)): assert len(repr(thing))<200 and '\n' not in repr(thing)

@@ -1,6 +1,9 @@
 "Properties of the rule that must hold for every history."
+import json, math
+from dataclasses import asdict, replace
+import pytest, torch
 from hypothesis import given, strategies as st
-from privreid.upgradation import Epsilons, State, Validation, decide, replay
+from privreid.upgradation import JUDGED, PSNR_CEILING, Epsilons, State, Validation, decide, draw_decisions, is_private, replay, validations
 
 number = st.floats(0, 1)
 record = st.builds(Validation, epoch=st.integers(1, 120), psnr_ano=st.floats(10, 30), ssim_ano=number, psnr_des=st.just(20.), ssim_des=st.just(.5), r1_raw_ano=number)
@@ -25,3 +28,46 @@ def test_replay_threads_the_state(history, base, eps):
         assert d.state.best_r1>=state.best_r1        # the bar never drops
         state = d.state
     assert len(decisions)==len(history)
+
+FINE = Validation(5, 20.5, .52, 20., .5, .9)
+
+@pytest.mark.parametrize('field', JUDGED)
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+def test_what_could_not_be_measured_is_not_private(field, value):
+    "Whatever the epsilons, whether something supervises or not; and it is named."
+    assert is_private(FINE)
+    for state,eps in ((State(.4), Epsilons()), (State(.4, True), Epsilons(1e9, 1e9, 1e9))):
+        d = decide(replace(FINE, **{field: value}), state, eps)
+        assert not d.private and d.action==('fall back' if state.upgraded else 'keep') and f'{field} is {value}' in d.reason and d.state.best_r1==.4
+
+def test_a_desensitizer_that_hides_nothing_sets_no_limit():
+    for ano in (PSNR_CEILING, 30., 5.): assert not is_private(replace(FINE, psnr_des=PSNR_CEILING, psnr_ano=ano, ssim_des=1., ssim_ano=.1))
+
+def test_histories_of_older_runs_are_replayed():
+    "Rows with `Infinity` and `NaN` in them, as JSON was written then, and without the fields that came later."
+    old = {k: v for k,v in asdict(FINE).items() if k in ('epoch', *JUDGED)}
+    lines = [json.dumps(dict(arm='w/ U', kind='validation')|old|change) for change in ({}, dict(psnr_des=math.inf), dict(epoch=15, psnr_ano=math.nan))]
+    assert 'Infinity' in lines[1] and 'NaN' in lines[2]
+    found = validations([json.loads(l) for l in lines], 'w/ U')
+    assert [d.action for d in replay(found, .5)]==['upgrade', 'fall back', 'keep']
+    assert len(draw_decisions(found, .5).axes)==3
+
+@pytest.mark.parametrize('change', [dict(epoch=math.inf), dict(epoch=None), dict(psnr_ano='x'), dict(more=1)])
+def test_a_damaged_row_is_one_sentence(change, one_line):
+    with pytest.raises(ValueError) as e: validations([dict(kind='validation')|asdict(FINE)|change])
+    one_line(e.value, 'not a whole validation')
+
+@pytest.mark.parametrize('wrong', ['20', None, [20.], torch.tensor(20.), True, 1j, 10**400], ids=lambda v: type(v).__name__)
+def test_what_is_no_number_is_one_sentence(wrong, one_line):
+    for make,named in ((lambda: replace(FINE, psnr_des=wrong), 'Validation.psnr_des'), (lambda: Epsilons(ssim=wrong), 'Epsilons.ssim'), (lambda: State(wrong), 'State.best_r1'), (lambda: replay([FINE], wrong), 'base_r1')):
+        with pytest.raises(ValueError) as e: make()
+        one_line(e.value, named)
+    for call in (lambda: decide(wrong, State(.1)), lambda: decide(FINE, wrong), lambda: decide(FINE, State(.1), wrong), lambda: replay([wrong], .1), lambda: replay([FINE], .1, wrong)):
+        with pytest.raises(TypeError) as e: call()
+        one_line(e.value, 'The rule takes')
+
+def test_the_figure_shows_all_three_limits():
+    "SSIM, too: it may be the only one that binds."
+    fig = draw_decisions([FINE, replace(FINE, epoch=10, ssim_ano=.6)], .5, Epsilons(1., .05))
+    for ax,limit in zip(fig.axes, (.45, 21., .55)): assert ax.lines[0].get_ydata()[0]==pytest.approx(limit)
+    assert [ax.lines[1].get_ydata()[1] for ax in fig.axes]==[.9, 20.5, .6]
