@@ -1,16 +1,31 @@
 "The installed command, as a user meets it."
-import json, os, stat, subprocess, sys
+import contextlib, io, json, os, re, stat, subprocess, sys
 from pathlib import Path
-import pytest
+import pytest, torch
 from PIL import Image
 from safetensors.torch import load_file
+from privreid import cli
+from privreid.cli import main
 from privreid.data import SyntheticPedestrians
 from privreid.joint import preset
 
 PRIVREID = str(Path(sys.executable).parent/'privreid')
 TINY = ['--people', '12', '--test-people', '6', '--epochs', '2', '--batch', '16', '--ngf', '4', '--ndf', '4', '--validate-every', '1', '--milestones', '']
 
-def privreid(*words, cwd=None): return subprocess.run([PRIVREID, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=600)
+ENV = os.environ|dict(OMP_NUM_THREADS='1')
+
+def privreid(*words, **how): return subprocess.run([PRIVREID, *map(str, words)], **dict(env=ENV, capture_output=True, text=True, timeout=600)|how)
+
+@pytest.fixture
+def say(capsys):
+    "The command in this process: exit code, stdout, stderr."
+    def run(*words):
+        before = cli.warnings.showwarning
+        try: code = main(list(map(str, words)))
+        except SystemExit as e: code = e.code
+        finally: cli.warnings.showwarning = before
+        return code, *capsys.readouterr()
+    return run
 
 @pytest.fixture(scope='module')
 def demo(tmp_path_factory):
@@ -43,27 +58,55 @@ def test_the_key_is_apart_and_private(demo):
         assert not set(load_file(run/arm/'anonymizer.safetensors'))-{k for k in load_file(run/arm/'recovery.safetensors')}   # same shape of net
         assert any((a!=b).any() for a,b in zip(load_file(run/arm/'anonymizer.safetensors').values(), load_file(run/arm/'recovery.safetensors').values()))
 
-def test_evaluate_repeats_the_numbers(demo):
+def test_evaluate_repeats_the_numbers(demo, say, tmp_path):
     run,done = demo
-    again = privreid('evaluate', run)
-    assert again.returncode==0, again.stderr
+    code,said,err = say('evaluate', run, '--json', tmp_path/'again.json')
+    assert code==0, err
     table = lambda text: text[text.index('Rank-1, %'):text.index('Claims')].strip()
-    assert table(again.stdout)==table(done.stdout)
+    assert table(said)==table(done.stdout)
+    again,results = json.loads((tmp_path/'again.json').read_text()), json.loads((run/'results.json').read_text())
+    for k in ('arms', 'unprotected', 'desensitized'): assert again[k]==results[k]
 
-def test_report_is_written_again(demo):
+def test_report_is_written_again(demo, say):
     run,_ = demo
     (run/'report.html').unlink()
-    assert privreid('report', run).returncode==0 and (run/'report.html').is_file()
+    assert say('report', run)[0]==0 and (run/'report.html').is_file()
 
-def test_market_layout_trains(tmp_path, tiny_market):
-    done = privreid('train', '--data', 'market1501', '--root', tiny_market(), '--preset', 'demo', '--out', tmp_path/'run', '--arms', 'Base', 'w/ U', '--weights', '', *TINY)
-    assert done.returncode==0, done.stderr[-3000:]
+# --- words never fail
+
+@pytest.mark.parametrize('encoding, words, shown', [('cp932', ['report', None], 'report.html'), ('ascii', ['train', '--help'], '--eps-psnr')])
+def test_any_code_page(demo, encoding, words, shown):
+    done = privreid(*(w or demo[0] for w in words), env=ENV|dict(PYTHONIOENCODING=encoding))
+    assert done.returncode==0 and shown in done.stdout, done.stderr
+
+@pytest.mark.parametrize('words, end', [('train --resume', '| head -n 1'), ('report', '>&- 2>&-'), ('report', '>/dev/full')])
+def test_nobody_has_to_listen(demo, words, end):
+    "A reader who leaves, streams that are closed, a disk that is full: the result is there, and the exit code is that of the work."
+    run,_ = demo
+    (run/'report.html').unlink(missing_ok=True)
+    done = subprocess.run(['bash', '-c', f'set -o pipefail; "$0" {words} "$1" {end}', PRIVREID, run], env=ENV, capture_output=True, text=True, timeout=600)
+    assert done.returncode==0 and (run/'report.html').stat().st_size>50_000, done.stderr
+    assert 'Traceback' not in done.stderr and 'Exception ignored' not in done.stderr
+
+class Stream(io.StringIO):
+    "A terminal that knows few letters, and may be gone."
+    def __init__(self, encoding='ascii', error=None): super().__init__(); self.letters,self.error = encoding, error
+    encoding = property(lambda self: self.letters)
+    def write(self, text):
+        if self.error: raise self.error
+        return super().write(text.encode(self.letters).decode(self.letters))
+
+@pytest.mark.parametrize('stream', [None, Stream('ascii'), Stream('cp932'), Stream(error=BrokenPipeError()), Stream(error=OSError(28, 'No space left on device')), Stream(error=ValueError('I/O operation on closed file'))], ids=range(6))
+def test_every_stream_takes_every_word(stream):
+    with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream), cli._speaking():
+        print('±–✓ \udcff'); cli._say('±–✓'); sys.stdout.flush(); sys.stdout.isatty()
+    if stream and not stream.error: assert stream.getvalue().count('\n')==2
 
 def market_with(tmp_path, bad:bytes):
     "A Market-style root whose first training image is not one."
     for folder,pids,cameras in (('bounding_box_train', (1, 2, 3), (0, 1)), ('query', (4, 5, 6), (0,)), ('bounding_box_test', (4, 5, 6), (1,))):
         (tmp_path/folder).mkdir(parents=True)
-        people = SyntheticPedestrians(size=(64,32)).split([(p, c, 0) for p in pids for c in cameras])
+        people = SyntheticPedestrians(size=(64,32)).split([(p, c, s) for p in pids for c in cameras for s in (0, 1)])
         for im,name in zip(people.images, people.names): Image.fromarray(im.permute(1,2,0).numpy()).save(tmp_path/folder/name)
     (tmp_path/'bounding_box_train'/'0001_c1s1_000000_01.png').write_bytes(bad)
     return tmp_path
@@ -79,28 +122,60 @@ def mistakes(tmp_path):
             'size': (['demo', '--height', '60'], '60 x 32'), 'preset': (['demo', '--preset', 'dem'], "'dem'"),
             'desensitizer': (['demo', '--desensitizer', 'fog'], "'fog'"), 'backbone': (['demo', '--backbone', 'vgg'], "'vgg'"), 'weights': (['demo', '--weights', '/none.pth'], '/none.pth'),
             'arm': (['demo', '--arms', 'Bse'], "'Bse'"), 'not a number': (['demo', '--epochs', 'abc'], "--epochs: invalid int value: 'abc'"), 'epochs': (['demo', '--milestones', '3,x'], "'3,x' is not a list of epochs"),
-            'option': (['demo', '--bogus'], '--bogus'), 'command': (['dmeo'], "'dmeo'"), 'no command': ([], 'required'), 'no run': (['evaluate'], 'run'), 'height': (['demo', '--height', '0'], 'height'), 'seed': (['demo', '--seed', '-1'], 'seed'),
+            'option': (['demo', '--bogus'], '--bogus'), 'command': (['dmeo'], "'dmeo'"), 'no command': ([], 'required'), 'no run': (['evaluate'], 'run'), 'near option': (['demo', '--epoks', '3'], 'Did you mean --epochs?'), 'near command': (['evalute', 'x'], 'Did you mean evaluate?'),
+            'near arm': (['demo', '--arms', 'uper'], "Did you mean 'Upper'?"), 'device': (['demo', '--device', 'gpu'], "'gpu'"), 'pattern alone': (['evaluate', tmp_path, '--pattern', 'x'], '--data'), 'nobody': (['demo', '--out', '~nobody-of-that-name/x'], '~nobody-of-that-name'),
+            'twice': (['reproduce', '--preset', 'demo', '--data', 'folder=a', 'folder=b'], 'folder twice'), 'other set': (['evaluate', tmp_path/'full', '--data', 'folder', '--root', empty], 'full'), 'height': (['demo', '--height', '0'], 'height'), 'seed': (['demo', '--seed', '-1'], 'seed'),
             'folder in use': (['demo', '--out', tmp_path/'full'], 'full'), 'not a run': (['evaluate', tmp_path/'full'], 'full')}
 
-@pytest.mark.parametrize('case', ['missing folder', 'empty folder', 'unreadable image', 'no root', 'batch and K', 'size', 'preset', 'desensitizer', 'backbone', 'weights', 'arm', 'folder in use', 'not a run',
-                                  'not a number', 'epochs', 'option', 'command', 'no command', 'no run', 'height', 'seed'])
-def test_a_mistake_costs_one_line_and_exit_code_2(tmp_path, case):
+CASES = ['missing folder', 'empty folder', 'unreadable image', 'no root', 'batch and K', 'size', 'preset', 'desensitizer', 'backbone', 'weights', 'arm', 'folder in use', 'not a run', 'not a number', 'epochs', 'option', 'command', 'no command', 'no run', 'height', 'seed',
+         'near option', 'near command', 'near arm', 'device', 'pattern alone', 'nobody', 'twice', 'other set']
+@pytest.mark.parametrize('case', CASES)
+def test_a_mistake_costs_one_line_and_exit_code_2(tmp_path, monkeypatch, say, case):
+    monkeypatch.chdir(tmp_path)
     words,named = mistakes(tmp_path)[case]
-    done = privreid(*words, cwd=tmp_path)
-    assert done.returncode==2, done.stderr
-    lines = [l for l in done.stderr.splitlines() if l.strip()]
-    assert len(lines)==1 and lines[0].startswith('privreid: ') and named in lines[0], done.stderr
+    code,_,err = say(*words)
+    lines = [l for l in err.splitlines() if l.strip()]
+    assert code==2 and len(lines)==1 and lines[0].startswith('privreid: ') and named in lines[0], err
     assert not (tmp_path/'runs').exists() or not list((tmp_path/'runs').rglob('*.safetensors'))
 
-def test_identity_with_one_image_is_warned_about_once(tmp_path, tiny_market):
+def test_a_mistake_is_one_line_in_a_process_too(tmp_path):
+    done = privreid('demo', '--batch', '30', cwd=tmp_path)
+    assert done.returncode==2 and done.stderr.startswith('privreid: ') and done.stderr.count('\n')==1
+
+def test_without_a_home(tmp_path):
+    done = privreid('demo', '--out', '~/run', '--batch', '30', env={k: v for k,v in ENV.items() if k not in ('HOME', 'PRIVREID_CACHE')}, cwd=tmp_path)
+    assert done.returncode==2 and done.stderr.startswith('privreid: ') and done.stderr.count('\n')==1, done.stderr
+
+@pytest.mark.parametrize('error, told', [(MemoryError(), "computer's memory"), (RuntimeError('[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can\'t allocate memory: you tried to allocate 9 bytes'), "computer's memory"),
+    (torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB'), "GPU's memory"), (PermissionError(13, 'Permission denied', 'x'), 'Permission denied'), (TypeError('two\nlines'), 'two lines')], ids=range(5))
+def test_what_is_no_bug_is_one_line(monkeypatch, say, error, told):
+    def fails(args): raise error
+    monkeypatch.setitem(cli.COMMANDS, 'cache', fails)
+    code,_,err = say('cache')
+    assert code==2 and told in err and err.count('\n')==1
+
+def test_a_bug_stays_a_bug(monkeypatch):
+    def fails(args): {}['key']
+    monkeypatch.setitem(cli.COMMANDS, 'cache', fails)
+    with pytest.raises(KeyError): main(['cache'])
+
+def test_what_is_kept_is_shown_and_removed(tmp_path, monkeypatch, say):
+    monkeypatch.setenv('PRIVREID_CACHE', str(tmp_path/'kept'))
+    SyntheticPedestrians(train_ids=3, test_ids=2, distractors=1, size=(32,16)).load()
+    code,out,_ = say('cache')
+    assert code==0 and str(tmp_path/'kept') in out and 'MB' in out
+    assert say('cache', '--clear')[0]==0 and not [p for p in (tmp_path/'kept').rglob('*') if p.is_file()]
+    assert say('cache')[1].startswith('0 ')
+    monkeypatch.setenv('PRIVREID_CACHE', 'off')
+    assert say('cache')[0]==0
+
+def test_identity_with_one_image_is_warned_about_once(tmp_path, tiny_market, say):
     root = Path(tiny_market())
     lonely = sorted((root/'bounding_box_train').glob('*.jpg'))[0]
     (root/'bounding_box_train'/f'0999{lonely.name[4:]}').write_bytes(lonely.read_bytes())
-    for seed in range(3):      # the lonely one may be drawn for validation; some seed leaves it in training
-        done = privreid('train', '--data', 'market1501', '--root', root, '--preset', 'demo', '--out', tmp_path/f'run{seed}', '--arms', 'Upper', '--seed', seed, *TINY)
-        assert done.returncode==0, done.stderr[-2000:]
-        if 'single training image' in done.stderr: break
-    assert done.stderr.count('single training image')==1 and '999' in done.stderr
+    code,_,err = say('train', '--data', 'market1501', '--root', root, '--preset', 'demo', '--out', tmp_path/'run', '--arms', 'Upper', *TINY, '--epochs', '1')
+    assert code==0, err
+    assert err.count('single training image')==1 and '999' in err      # seed 0 leaves the lonely one in training
 
 def test_help_names_units_and_defaults():
     text = privreid('train', '--help').stdout
