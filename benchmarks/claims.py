@@ -44,6 +44,6 @@ def main(out:Path):
         likes.setdefault(name, []).append(likeness(run))
     print(printed(pd.DataFrame(held).T.groupby(level=0, sort=False).agg(lambda v: f'{sum(v)} of {len(v)}').T))
     for name in ranks:
-        print(f'\n## {name.capitalize()}, {len(ranks[name])} seeds\n\nRank-1, %, query-gallery:\n\n{mean_and_spread(ranks[name], 1)}\n\nLikeness to the raw image:\n\n{mean_and_spread(likes[name], 2)}')
+        print(f'\n## {name.capitalize()}, {len(ranks[name])} seeds\n\nRank-1, %, query-gallery:\n\n{mean_and_spread(ranks[name], 1)}\n\nLikeness to the raw image (PSNR of the pooled error):\n\n{mean_and_spread(likes[name], 2)}')
 
 if __name__=='__main__': main(Path(sys.argv[1]))

@@ -27,7 +27,7 @@ def read_runs(folders:list[str|Path])->dict[str,Finished]: # by name, in the ord
 # %% ../nbs/07f_compare.ipynb #84329dce
 def changed(runs:dict[str,Finished])->pd.DataFrame: # field x run
     "What the runs do not have in common, as text."
-    def said(r): return asdict(r.cfg)|dict(arms=', '.join(r.meta['arms']), processes=r.meta['processes'])|r.results['environment']
+    def said(r): return asdict(r.cfg)|dict(arms=', '.join(r.meta['arms']), processes=r.meta.get('processes', '–'))|r.results.get('environment', {})
     rows = pd.DataFrame({name: {k: str(v) for k,v in said(r).items()} for name,r in runs.items()})
     return rows[rows.nunique(axis=1)>1]
 
@@ -65,7 +65,11 @@ def in_words(numbers:pd.DataFrame, groups:list[list[str]], digits:int=1)->pd.Dat
     return shown
 
 # %% ../nbs/07f_compare.ipynb #50f33269
-def digits(quantity:str)->int: return 3 if 'SSIM' in quantity else 2 if 'PSNR' in quantity else 1
+def digits(
+    quantity:str, # title of a table
+)->int:
+    "How many digits of it are printed."
+    return next((n for word,n in dict(SSIM=3, PSNR=2).items() if word in quantity), 1)
 
 def comparison_text(runs:dict[str,Finished])->str:
     "A comparison for the terminal: rank-1, mAP and likeness."
@@ -96,5 +100,5 @@ def write_comparison(
                 'Likeness': '<p>Protected: lower is more private. Recovered: higher is better.</p>'+f'<div class="neutral">{shown("PSNR", "SSIM")}</div>'}
     sections |= {f'Validation, {a}': validation_part(runs, a) for a in ('w/o U', 'w/ U')}
     lead = escape(f'Test people; small: difference to {first}.')+(' Mean ± standard deviation where runs differ in the seed alone.' if groups else '')
-    write_text(page(f'{len(runs)} runs compared', lead, sections), path)
+    write_text(page(f'{len(runs)} runs compared', lead, sections), path, private=True)
     return path

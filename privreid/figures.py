@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from .checks import check_number, check_values
 from .data import Split, show_pictures
 from .evaluation import apply, restart
 from .experiments import Arm, Experiment
@@ -24,24 +25,37 @@ def grid(
     shown:dict[str,dict[str,Tensor]],     # desensitizer -> `stages`
 ):
     "One of the paper's picture grids."
+    if number not in [*GRIDS]: raise ValueError(f'figure {number} is no grid of pictures: choose from {", ".join(map(str, GRIDS))}.')
+    if not shown: raise ValueError(f'figure {number} has nothing to show: give the stages of at least one desensitizer.')
     rows = {}
     for d,found in shown.items():
+        if lacks := set(GRIDS[number])-set(found): raise ValueError(f"figure {number} shows '{min(lacks)}', which the stages of {d} lack: they come from an arm that is not there.")
         for stage in GRIDS[number]: rows['raw' if stage=='raw' else f'{d}\n{stage}'] = found[stage]
     return show_pictures(n=len(rows[next(iter(rows))]), scale=1.3, **rows)
 
 # %% ../nbs/07c_figures.ipynb #c062f607
-def tsne(features:Tensor, seed:int=0)->np.ndarray: # (N,F) -> (N,2)
+def tsne(
+    features:Tensor, # (N,F)
+    seed:int=0,
+)->np.ndarray:       # (N,2)
     "Map features to the plane."
     needs_sklearn()
+    check_number(len(check_values(features, 'tsne', 'features')), 'the number of features on a map', least=3)
     from sklearn.manifold import TSNE
     return TSNE(perplexity=min(30, (len(features)-1)/3), init='pca', random_state=seed).fit_transform(features.double().numpy())
 
 def needs_sklearn():
+    "Say what to install where scikit-learn is missing."
     try: import sklearn.manifold
     except ImportError: raise ValueError("figure 9 needs scikit-learn, which is not installed: pip install 'privreid[figures]', or leave figure 9 out.") from None
 
-def test_batch(gallery:Split, people:int=8, images:int=8)->Split:
+def test_batch(
+    gallery:Split,
+    people:int=8, # at most
+    images:int=8, # of each, at most
+)->Split:
     "The first `images` pictures of the first `people`."
+    if not (gallery.pids>0).any(): raise ValueError(f'{gallery} shows nobody whose features could be mapped.')
     chosen = [(gallery.pids==p).nonzero()[:images,0] for p in gallery.pids[gallery.pids>0].unique()[:people]]
     return gallery[torch.cat(chosen)]
 
@@ -50,6 +64,7 @@ def feature_map(
     arms:dict[str,Arm], # Upper, Base, w/o U, w/ U
 ):
     "Figure 9: raw and protected features of one test batch under four models."
+    if 'w/ U' not in arms: raise ValueError("figure 9 shows what w/ U does to the features of an unprotected AGW: give 'w/ U' among the arms.")
     import matplotlib.pyplot as plt
     batch = test_batch(exp.data.gallery)
     color = plt.get_cmap('tab10')(batch.labels().numpy()%10)
@@ -65,11 +80,15 @@ def feature_map(
     return fig
 
 # %% ../nbs/07c_figures.ipynb #469c7889
-def save_figure(fig, folder:Path, name:str)->list[Path]:
-    "Write a figure as PNG and SVG."
+def save_figure(
+    fig,         # of matplotlib
+    folder:Path,
+    name:str,    # without an ending
+)->list[Path]:
+    "Write a figure as PNG and SVG, for its owner only: it shows people."
     import matplotlib.pyplot as plt
     paths = [Path(folder)/f'{name}.{kind}' for kind in ('png', 'svg')]
     with plt.rc_context({'svg.hashsalt': 'privreid'}):
         for path in paths:
-            with atomic(path) as tmp: fig.savefig(tmp, format=path.suffix[1:], dpi=200, bbox_inches='tight', metadata={'Date': None} if path.suffix=='.svg' else None)
+            with atomic(path, private=True) as tmp: fig.savefig(tmp, format=path.suffix[1:], dpi=200, bbox_inches='tight', metadata={'Date': None} if path.suffix=='.svg' else None)
     return paths

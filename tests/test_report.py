@@ -19,15 +19,15 @@ RANK1 = {'Upper': .8, 'Base': .4, 'w/o U': .45, 'w/ U': .525}
 REASONS = [('keep', 'not private: SSIM 0.43 is not below 0.34', .45), ('upgrade', 'private, and rank-1 60.0% beats 45.0%', .6), ('fall back', 'not private: PSNR 22.00 dB is not below 21.00 dB', .6)]
 HOSTILE = '"\'><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>&amp;'
 
-def retrieval(rank1): return dict(rank1=rank1, rank5=rank1+.1, mAP=rank1-.1, mINP=rank1-.2, queries=10, skipped=0)
+def retrieval(rank1): return dict(rank1=rank1, rank5=rank1+.1, mAP=rank1-.1, mINP=rank1-.2, queries=10, skipped=0, chance=.125)
 
 def make_run(folder, arms=('Upper', 'Base', 'w/o U', 'w/ U'), shift=0., reasons=REASONS, device='2 CPU threads', **changes):
     "A run folder as a training would leave it; `shift` moves every rank-1."
     cfg,results,history = preset('demo', epochs=3, **changes), {}, []
     for arm in arms:
         row = dict(settings={s: retrieval(RANK1[arm]+shift) for s in (SETTINGS[:1] if arm=='Upper' else SETTINGS)}, seconds=60.)
-        if arm!='Upper': row['protected'] = dict(psnr=20.5, ssim=.3, pooled=20.)
-        if arm in ('w/o U', 'w/ U'): row['recovered'] = dict(psnr=25.+shift, ssim=.7, pooled=24.)
+        if arm!='Upper': row['protected'] = dict(psnr=20.5, ssim=.3, mean=21.)
+        if arm in ('w/o U', 'w/ U'): row['recovered'] = dict(psnr=25.+shift, ssim=.7, mean=26.)
         results[arm] = row
         for e in (1, 2, 3):
             history.append(dict(arm=arm, kind='epoch', epoch=e, lr=.1, supervision='desensitized', reid_raw=1/e))
@@ -37,7 +37,7 @@ def make_run(folder, arms=('Upper', 'Base', 'w/o U', 'w/ U'), shift=0., reasons=
     snooped = {k: {s: retrieval(.8 if s=='raw-raw' else .3) for s in SETTINGS} for k in ('desensitized', 'w/o U', 'w/ U')} if 'Upper' in arms else {}
     folder.mkdir(parents=True)
     (folder/'config.json').write_text(json.dumps(asdict(cfg)|dict(run=dict(arms=list(arms), identities=9, processes=1, environment=env))))
-    (folder/'results.json').write_text(json.dumps(dict(arms=results, unprotected=snooped, desensitized=dict(psnr=20., ssim=.29, pooled=19.5), base_r1=.5, environment=env)))
+    (folder/'results.json').write_text(json.dumps(dict(arms=results, unprotected=snooped, desensitized=dict(psnr=20., ssim=.29, mean=20.5), base_r1=.5, environment=env)))
     (folder/'history.jsonl').write_text(''.join(json.dumps(h)+'\n' for h in history))
     write_pictures({'raw': torch.zeros(2, 3, 4, 2), f'protected {HOSTILE}': torch.ones(2, 3, 4, 2)}, folder/'pictures.png')
     return folder
@@ -114,6 +114,31 @@ def test_charts_show_what_there_is(page):
 def test_time_and_machine(page):
     assert page.tables['Training time (w/ U: since it left w/o U)']['w/ U']=={'seconds': '60', 'per epoch': '20.0'}
     assert page.tables['Machine']['device']['made with']=='2 CPU threads'
+
+def test_what_a_rank1_is_a_share_of_stands_beside_it(page): assert 'test people, 10 queries; by chance rank-1 would be 12.5%' in page.text
+
+def test_pages_that_show_people_are_their_owners(tmp_path):
+    a,b = make_run(tmp_path/'a'), make_run(tmp_path/'b', seed=1)
+    for path in (write_report(a), write_comparison(read_runs([a, b]), tmp_path/'out.html')): assert path.stat().st_mode&0o777==0o600
+
+def test_a_run_of_an_older_version_is_read(tmp_path):
+    "Likeness was a mean of per-image values then, infinite where a picture was equal, with the pooled one beside it; nobody knew of chance."
+    new,old = make_run(tmp_path/'new'), make_run(tmp_path/'old')
+    def as_then(q): return {k: v for k,v in q.items() if k!='chance'} if 'rank1' in q else dict(psnr=float('inf'), ssim=q['ssim'], pooled=q['psnr']) if 'mean' in q else q
+    (old/'results.json').write_text(json.dumps(json.loads((new/'results.json').read_text(), object_hook=as_then)))
+    history = (old/'history.jsonl').read_text()
+    (old/'history.jsonl').write_text(history.replace('"psnr_des": 20.0', '"psnr_des": Infinity', 1).replace('"psnr_rec": 24.0', '"psnr_rec": NaN', 1))
+    assert 'Infinity' in (old/'results.json').read_text()
+    then,now = read_run(old), read_run(new)
+    assert [asdict(c) for c in claims(then.results, then.history, then.eps)]==[asdict(c) for c in claims(now.results, now.history, now.eps)]
+    assert then.results['desensitized']==dict(psnr=20., ssim=.29, mean=100.)
+    page = assert_self_contained(write_report(old).read_text())
+    assert '10 queries.' in page.text and 'chance' not in page.text
+
+def test_where_nothing_was_hidden_no_claim_of_privacy_holds(tmp_path):
+    run = read_run(make_run(tmp_path/'run'))
+    run.results['desensitized'] |= dict(psnr=100., ssim=1.)
+    assert [c.holds for c in claims(run.results, run.history, run.eps) if 'privacy constraint' in c.text]==[False, False]
 
 def test_limits_are_what_the_rule_compared_with(tmp_path):
     found = limits(read_run(make_run(tmp_path/'run', eps_r1=.05, eps_psnr=1., eps_ssim=.05)))
@@ -222,13 +247,15 @@ def test_one_run_gets_its_report_and_several_a_comparison(tmp_path, capsys, monk
     assert row.split()==['b', '44.0', '(+4.0)', '49.0', '(+4.0)', '56.5', '(+4.0)'] and '42.0 ± 2.8' in said
     assert report(capsys, a, b, '--out', tmp_path/'elsewhere.html')[0]==0 and (tmp_path/'elsewhere.html').read_text()==(tmp_path/'comparison.html').read_text()
 
-@pytest.mark.parametrize('case', ['no run', 'unfinished', 'cut', 'twice', 'no pictures'])
+@pytest.mark.parametrize('case', ['no run', 'unfinished', 'cut', 'not a number', 'half a likeness', 'twice', 'no pictures'])
 def test_a_mistake_costs_one_line_and_writes_nothing(tmp_path, capsys, one_line, case):
     a,b,out = make_run(tmp_path/'a'), make_run(tmp_path/'b', seed=1), tmp_path/'out.html'
     words,named = [a, b], b
     if case=='no run': words = [a, tmp_path]; named = tmp_path
     elif case=='unfinished': (b/'results.json').unlink()
     elif case=='cut': (b/'results.json').write_text('{"arms": {')
+    elif case=='not a number': (b/'results.json').write_text(re.sub(r'"mAP": [\d.]+', '"mAP": NaN', (b/'results.json').read_text(), count=1)); named = "['mAP']"
+    elif case=='half a likeness': (b/'results.json').write_text((b/'results.json').read_text().replace('"mean"', '"average"')); named = 'psnr, ssim and mean'
     elif case=='twice': words = [a, b, a]; named = 'a is named twice'
     elif case=='no pictures': words = [b]; (b/'pictures.png').write_bytes(b'')
     code,_,said = report(capsys, *words, '--out', out)

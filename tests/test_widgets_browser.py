@@ -64,8 +64,8 @@ MOVES = (('ssim', 'ArrowRight', 20, .005), ('psnr', 'ArrowLeft', 22, -.05), ('r1
 def test_rule_in_javascript_is_the_rule_in_python(page):
     "Thousands of random histories with ties, limits that are met exactly, and values that are not numbers."
     g = random.Random(0)
-    def value(*coarse): return g.choice((*coarse, g.random(), float('nan'), float('inf')))
-    def history(n): return [Validation(i+1, value(19.,20.,20.5,21.,22.), value(.5,.52,.55,.6), value(20.,20.,20.), value(.5,.5,.5), g.choice((.3,.4,.45,.5,.6,.7,value()))) for i in range(n)]
+    def value(*coarse): return g.choice((*coarse, g.random(), float('nan'), float('inf'), -float('inf')))
+    def history(n): return [Validation(i+1, value(19.,20.,20.5,21.,22.), value(.5,.52,.55,.6), value(20.,20.,20.,100.), value(.5,.5,.5), g.choice((.3,.4,.45,.5,.6,.7,value()))) for i in range(n)]
     cases = [(history(g.randint(1, 24)), g.choice((.4,.45,.5)), Epsilons(g.choice((-1.,0.,.5,1.,2.)), g.choice((-.05,0.,.05)), g.choice((-.05,0.,.05,.1)))) for _ in range(3000)]
     sent = to_json([[[asdict(v) for v in vs], base, asdict(eps)] for vs,base,eps in cases])
     answers = page.evaluate("([rule, cases]) => new Function('cases', rule+'; return cases.map(c => replay(...c).map(d => [d.action, d.private, d.better, d.state.upgraded, d.state.best_r1]))')"
@@ -137,6 +137,7 @@ def test_light_dark_phone_and_no_script(browser, page, serve, tmp_path):
     assert plain.locator('.mark').count()==3*8 and not plain.locator('input').first.is_visible()
     plain.context.close()
 
+@pytest.mark.full
 def test_explorer_on_the_site(site, page, serve):
     "The lesson's page of the built site, without a kernel."
     address = serve(site)
@@ -215,6 +216,7 @@ def hear(figure, explorer, eps):
     for i,path in enumerate(explorer.moving(eps)['limits']): expect(figure.locator('.limit').nth(i)).to_have_attribute('d', path)
     check_figure(figure, explorer, eps)
 
+@pytest.mark.full
 def test_widgets_in_jupyterlab(lab, page):
     root,address = lab
     small_run(root/'small run')
