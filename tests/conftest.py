@@ -1,16 +1,21 @@
-"What the tests share: a cache of their own, one thread, one-line messages, a tiny Market-1501, a browser, the site."
+"What the tests share: a cache of their own, one thread, `--all`, one-line messages, a tiny Market-1501, a browser, the site."
 import atexit, importlib.util, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
-os.environ['PRIVREID_CACHE'] = tempfile.mkdtemp(prefix='privreid-test-')   # before anything is imported: subprocesses inherit it
+# Before anything is imported, and for subprocesses too. Two threads on a busy two-core machine wait for each other at every small operation: 50 times slower.
+os.environ |= dict(PRIVREID_CACHE=tempfile.mkdtemp(prefix='privreid-test-'), OMP_NUM_THREADS='1')
 atexit.register(shutil.rmtree, os.environ['PRIVREID_CACHE'], ignore_errors=True)
 
-import pytest, torch
+import pytest
 from hypothesis import settings
 from PIL import Image
 from privreid.data import SyntheticPedestrians
 
-torch.set_num_threads(1)   # two on a busy two-core machine wait for each other at every small operation: 50 times slower
-def pytest_addoption(parser): parser.addoption('--slow', action='store_true', help='tests that take minutes, too')
+def pytest_addoption(parser): parser.addoption('--all', action='store_true', help='run what takes long, too: tests that are marked full')
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption('--all'): return
+    for item in items:
+        if item.get_closest_marker('full'): item.add_marker(pytest.mark.skip(reason='takes long: pytest --all runs it'))
 
 settings.register_profile('privreid', deadline=None, derandomize=True, database=None, max_examples=30)
 settings.load_profile('privreid')

@@ -51,7 +51,7 @@ def needed(names, but=())->set[str]:
         todo += [q for q in map(Requirement, here and here.requires or []) if not q.marker or any(q.marker.evaluate({'extra': e}) for e in ('', *r.extras))]
     return {n for n in (Requirement(s).name for s in seen) if find(n)}
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def colab(tmp_path_factory):
     "Run a command in an environment like Colab's: big packages are borrowed from this one by links, the rest is installed. Ours lies in a wheel beside it."
     tmp = tmp_path_factory.mktemp('colab')
@@ -73,6 +73,7 @@ def colab(tmp_path_factory):
     run.wheel = next((tmp/'dist').glob('*.whl'))
     return run
 
+@pytest.mark.full
 def test_nothing_is_moved(colab):
     "pip would install our wheel and leave everything else as it is."
     report = json.loads(colab('pip', 'install', '-q', '--dry-run', '--report', '-', str(colab.wheel)))
@@ -84,6 +85,7 @@ def execute(colab, path:Path, **env)->nbformat.NotebookNode:
     colab('nbconvert', '--to', 'notebook', '--execute', '--output', done.stem, str(path), PIP_NO_INDEX='1', OMP_NUM_THREADS='1', **env)
     return nbformat.read(done, 4)
 
+@pytest.mark.full
 @pytest.mark.parametrize('tagged', [True, False], ids=['tag', 'branch'])
 def test_without_a_release(colab, tmp_path, tagged):
     "The first cell takes the repository's tag, and the branch where there is no tag. (git is led to a copy of this repository.)"
@@ -103,6 +105,7 @@ def test_without_a_release(colab, tmp_path, tagged):
     assert last==f"git+{CFG['git_url']}"+f'@{tag}'*tagged   # and none after it
     assert (origin['url'], origin['vcs_info'].get('requested_revision'))==(CFG['git_url'], tag if tagged else None)
 
+@pytest.mark.full
 def test_lessons_run(colab, tmp_path):
     "Top to bottom, with every cell, in a folder that holds nothing else; the first installs the package, the others find it."
     assert CFG['lib_name'] not in [p['name'] for p in json.loads(colab('pip', 'list', '--format', 'json'))]

@@ -11,10 +11,13 @@ each_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
 each_module = pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
 
 # From the ground up; modules on one floor do not know each other.
-FLOORS = [['files', 'pedestrians'], ['data'], ['datasets', 'desensitize', 'pix2pix', 'agw'], ['doctor', 'joint'], ['checkpoint', 'upgradation'], ['evaluation'], ['experiments'], ['verification', 'report'], ['tables', 'figures', 'compare'], ['reproduce'], ['widgets'], ['viewer'], ['cli']]
+FLOORS = [['files', 'pedestrians'], ['checks', 'cache', 'names'], ['pictures'], ['data'], ['datasets', 'desensitize', 'folder', 'machine', 'pix2pix', 'agw'], ['doctor', 'joint'], ['checkpoint', 'upgradation'], ['evaluation'], ['experiments'], ['verification', 'report'], ['tables', 'figures', 'compare'], ['reproduce'], ['widgets'], ['viewer'], ['cli']]
 FLOOR = {name: i for i,names in enumerate(FLOORS) for name in names}
-ALONE = {'desensitize', 'pix2pix', 'agw'}
+ALONE = {'desensitize', 'machine', 'pix2pix', 'agw'}   # but for what they refuse: checks
 
+def tree(path): return ast.parse(path.read_text(encoding='utf-8'))
+def exported(path)->list[str]: return next(ast.literal_eval(n.value) for n in tree(path).body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0])=='__all__')
+def calls(path): return [(n, ast.unparse(n.func)) for n in ast.walk(tree(path)) if isinstance(n, ast.Call)]
 def code_cells(path): return [c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='code']
 
 def test_readme_is_current():
@@ -45,13 +48,12 @@ def test_no_path_of_one_machine():
 @each_module
 def test_no_pickle_is_loaded(path):
     "`torch.load` runs whatever a file tells it to, unless it reads weights only."
-    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-        if isinstance(node, ast.Call) and ast.unparse(node.func)=='torch.load':
-            assert 'weights_only=True' in [ast.unparse(k) for k in node.keywords], f'line {node.lineno}'
+    for node,name in calls(path):
+        if name=='torch.load': assert 'weights_only=True' in [ast.unparse(k) for k in node.keywords], f'line {node.lineno}'
 
 def imported(path):
     "Modules of this package that a module imports, in whichever way it is written."
-    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import): names = [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = '.'.join(filter(None, ['privreid' if node.level else '', node.module]))
@@ -62,8 +64,34 @@ def imported(path):
 @each_module
 def test_imports_go_up_only(path):
     assert path.stem in FLOOR, f'give {path.stem} a place in FLOORS'
-    below = set() if path.stem in ALONE else {n for n in FLOOR if FLOOR[n]<FLOOR[path.stem]}
+    below = {'checks'} if path.stem in ALONE else {n for n in FLOOR if FLOOR[n]<FLOOR[path.stem]}
     assert set(imported(path))<=below
+
+# -- what modules have in common
+
+def test_a_public_name_means_one_thing():
+    where = {}
+    for path in MODULES:
+        for name in exported(path): where.setdefault(name, []).append(path.stem)
+    assert not {name: modules for name,modules in where.items() if len(modules)>1}
+
+@each_module
+def test_public_functions_say_what_they_do(path):
+    "Each has a sentence, and each parameter a type, a comment or a default: `help()` and the site show them."
+    lines,names = path.read_text(encoding='utf-8').splitlines(), exported(path)
+    for f in (n for n in tree(path).body if isinstance(n, ast.FunctionDef) and n.name in names):
+        assert ast.get_docstring(f), f.name
+        required = [*f.args.posonlyargs, *f.args.args][:len(f.args.posonlyargs)+len(f.args.args)-len(f.args.defaults)]
+        assert not [a.arg for a in required if not a.annotation and '#' not in lines[a.lineno-1]], f.name
+
+@each_module
+def test_files_are_whole_and_json_is_strict(path):
+    "A file is written under the name that `atomic` gives, and JSON by `strict_json`, which knows no NaN."
+    for node,name in calls(path):
+        writes = name=='open' and len(node.args)>1 and not ast.unparse(node.args[1]).strip("'").startswith('r') and ast.unparse(node.args[0])
+        if name.endswith(('.write_text', '.write_bytes')): writes = name.rpartition('.')[0]
+        assert not writes or re.search(r'\b(tmp|new|devnull)\b', writes), f'line {node.lineno}: {ast.unparse(node)}'
+        assert name not in ('json.dump', 'json.dumps') or path.stem in ('files', 'widgets'), f'line {node.lineno}: {ast.unparse(node)}'   # widgets have a word for NaN
 
 def test_requirements_are_lower_bounds():
     "An upper bound would fight with what the user has; Colab's torch must not move."

@@ -8,7 +8,7 @@ from threading import Thread
 from urllib.parse import unquote, urljoin, urlsplit
 import pytest
 
-pytestmark = pytest.mark.flaky(reruns=2)   # a browser on a busy machine may be late; a fault of a page stays one
+pytestmark = [pytest.mark.full, pytest.mark.flaky(reruns=2)]   # a browser on a busy machine may be late; a fault of a page stays one
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'docs'))
