@@ -7,12 +7,12 @@ __all__ = ['RUN_COLOURS', 'read_runs', 'changed', 'measured', 'compare', 'same_b
            'validation_part', 'write_comparison']
 
 # %% ../nbs/07f_compare.ipynb #fc4e4f51
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from html import escape
 from pathlib import Path
 import pandas as pd
 from .experiments import write_text
-from .report import ARM_COLOURS, CROSSED, METRICS, VALIDATED, Finished, chart, destination, legend, page, read_run, table, with_difference
+from .report import CROSSED, METRICS, VALIDATED, Finished, chart, destination, legend, page, read_run, table, with_difference
 
 # %% ../nbs/07f_compare.ipynb #02df8f1e
 def read_runs(folders:list[str|Path])->dict[str,Finished]: # by name, in the order given

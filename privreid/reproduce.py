@@ -22,7 +22,7 @@ from .checks import check_number
 from .evaluation import quality_of
 from .folder import COUNT, FINITE, RATE, by_main, held, misfit, nothing, read_json, write_json, writing
 from .datasets import list_data, refuse_unusable
-from .experiments import (ARM_FOLDERS, ARMS, QUALITY, Arm, Experiment, data_options, finished_arms, load_arm,
+from .experiments import (ARMS, QUALITY, Arm, Experiment, data_options, finished_arms, load_arm,
                                   load_results, load_run, moved, run_experiment, stages)
 from .files import expand
 from .figures import GRIDS, feature_map, grid, needs_sklearn, save_figure
