@@ -10,7 +10,8 @@ others, and the next child goes on behind it. A fault is
 - an exception that is no refusal: of another type than `REFUSALS`, raised by a library and not by the package, in more than one line,
   or without the name of the file;
 - a result that is not what the input was made to give: lost images, two people made of one, a NaN or a wrong number;
-- a file that is written, moved or removed outside the input's folder, a program that is started, a connection;
+- a file that is written, moved or removed outside the input's folder, a connection, a program that is started (but Python for a decoder
+  that is kept apart, and has limits of its own);
 - more than the limits, or a dead process.
 Works where there is fork: Linux and macOS.
 """
@@ -66,11 +67,14 @@ _CHANGES = 'os.mkdir', 'os.rename', 'os.remove', 'os.rmdir', 'os.link', 'os.syml
 def _watch(event:str, args:tuple):
     "An audit hook: Python calls it before each of these acts."
     if not _allowed: return
-    if event in ('subprocess.Popen', 'socket.connect', 'os.system'): ESCAPES.append(event)
+    ours = event=='subprocess.Popen' and list(args[1])[:3]==[sys.executable, '-I', '-c']   # a decoder that is kept apart
+    if event in ('subprocess.Popen', 'socket.connect', 'os.system') and not ours: ESCAPES.append(event)
     if event=='open': paths = args[:1] if args[2] and args[2]&(os.O_WRONLY|os.O_RDWR|os.O_CREAT|os.O_TRUNC) else ()
     else: paths = args[:2] if event in _CHANGES else ()
     for p in paths:
         if not isinstance(p, (str, bytes)): continue
+        if event in ('os.remove', 'os.rmdir') and args[1]>=0 and Path('/proc/self/fd').exists():   # below a folder that is open
+            p = os.path.join(os.readlink(f'/proc/self/fd/{args[1]}'), os.fsdecode(p))
         p = Path(os.path.realpath(os.fsdecode(os.path.dirname(p))), os.fsdecode(os.path.basename(p)))
         if str(p)!='/dev/null' and not any(a in p.parents or a==p for a in _allowed): ESCAPES.append(f'{event} {p}')
 

@@ -7,6 +7,7 @@ they are.
 import csv, io, json, math, os, re, struct, unicodedata, zlib
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Callable
@@ -239,12 +240,17 @@ def lists(rng, folder)->Case:
     known = (18+(odd=='unlisted'), 6, 2) if odd not in ('damaged', 'values') else (18,)
     return Case(odd, lambda: use('msmt17', folder), (folder,), accounted(*known), must=odd=='plain')
 
+CUHK03 = [f'{p}_{v:03d}_{c}_{i:02d}.png' for p in (1, 2) for v in (1, 2) for c in (1, 2) for i in (c*5-4, c*5-3)]
+
+def protocol_of(names:list[str])->dict:
+    return dict(filelist=np.array(names, object), labels=np.repeat(np.arange(1, 5), 4), camId=np.tile([1, 1, 2, 2], 4),
+                train_idx=np.arange(1, 9), query_idx=np.array([9, 11, 13, 15]), gallery_idx=np.array([10, 12, 14, 16]))
+
 def protocol(rng, folder)->Case:
     "CUHK03 with an odd protocol."
-    names = [f'{p}_{v:03d}_{c}_{i:02d}.png' for p in (1, 2) for v in (1, 2) for c in (1, 2) for i in (c*2-1, c*2)]
+    names = list(CUHK03)
     for name in names: put(folder/'images_detected'/name)
-    mat = dict(filelist=np.array(names, object), labels=np.repeat(np.arange(1, 5), 4), camId=np.tile([1, 1, 2, 2], 4),
-               train_idx=np.arange(1, 9), query_idx=np.array([9, 11, 13, 15]), gallery_idx=np.array([10, 12, 14, 16]))
+    mat = protocol_of(names)
     odd,key = rng.choice(('plain', 'damaged', 'values', 'values', 'missing', 'types')), rng.choice(tuple(mat))
     if odd=='missing': del mat[key]
     if odd=='types': mat[key] = rng.choice((np.array('abc'), np.zeros((0, 0)), np.array([[1+2j]]), dict(a=1),
@@ -259,6 +265,34 @@ def protocol(rng, folder)->Case:
     path.write_bytes(damaged(rng, buffer.getvalue()) if odd=='damaged' else buffer.getvalue())
     return Case(f'{odd} {key}', lambda: use('cuhk03', folder), (folder,), accounted(16, *((4, 2) if odd=='plain' else ())),
                 must=odd=='plain')
+
+@lru_cache
+def cuhk03_release()->bytes:
+    "As MATLAB writes it, of version 7.3."
+    import h5py
+    file = io.BytesIO()
+    with h5py.File(file, 'w', userblock_size=512) as f:
+        refs = f.create_group('#refs#')
+        empty = refs.create_dataset('empty', data=np.zeros(2, np.uint64)).ref
+        pairs = f.create_dataset('detected', (1, 2), h5py.ref_dtype)
+        for pair in (1, 2):
+            views = refs.create_dataset(f'{pair}', (10, 2), h5py.ref_dtype)
+            for person,view in ((p, v) for p in (1, 2) for v in range(10)):
+                name,pixels = f'{pair}_{person:03d}_{1+view//5}_{view+1:02d}.png', np.full((3, 4, 8), 20*view+person, np.uint8)
+                views[view,person-1] = refs.create_dataset(name, data=pixels, compression='gzip').ref if name in CUHK03 else empty
+            pairs[0,pair-1] = views.ref
+    return file.getvalue()
+
+def release(rng, folder)->Case:
+    "The pictures of CUHK03 as they are published, damaged."
+    what,data = rng.choice(('plain', 'damaged', 'damaged', *['bytes']*7)), cuhk03_release()
+    if what=='damaged': data = damaged(rng, data)
+    if what=='bytes':   # one of another length is not even opened
+        data = bytearray(data)
+        for _ in range(rng.choice((1, 5, 25, 99))): data[rng.randrange(len(data))] = rng.choice((0, 1, 127, 255, rng.randrange(256)))
+    savemat(folder/'cuhk03_new_protocol_config_detected.mat', protocol_of(CUHK03))
+    (folder/'cuhk-03.mat').write_bytes(data)
+    return Case(what, lambda: use('cuhk03', folder), (folder,), accounted(16, *((4, 2) if what=='plain' else ())), must=what=='plain')
 
 ENDINGS = '.JPG', '.jfif', '.jpg.jpg', '.png', '.webp', '.jpe', '.tif', '.avif', '.jp2', '.txt', '', '.jpg~', '.gif', '.ppm', '.bmp.'
 
@@ -523,3 +557,4 @@ KINDS = dict(images=images, manifest=manifest, lists=lists, protocol=protocol, m
              history=partial(run_file, 'history.jsonl'), config=partial(run_file, 'config.json'), results=partial(run_file, 'results.json'),
              split=partial(run_file, 'split.json'), arm=partial(run_file, 'with-u/arm.json'), measurements=measurements,
              pictures=pictures, weights=weights, sheets=sheets)
+if find_spec('h5py'): KINDS['release'] = release

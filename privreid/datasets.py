@@ -10,17 +10,21 @@ __all__ = ['SPLITS', 'ELSEWHERE', 'Row', 'LEFT_OUT', 'SOURCES', 'ARCHIVES', 'MSM
            'match_names', 'read_manifest', 'image_folder', 'list_data', 'load_data', 'save_split', 'read_split']
 
 # %% ../nbs/00c_datasets.ipynb #6911796a
-import json, os, re, warnings
+import json, math, os, re, signal, struct, subprocess, sys, time, warnings, zlib
 from collections import Counter, defaultdict
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
-from inspect import signature
+from importlib.util import find_spec
+from inspect import getsource, signature
+from itertools import islice
 from pathlib import Path
-from typing import Iterable, Iterator, NamedTuple
+from threading import Thread
+from typing import Callable, Iterable, Iterator, NamedTuple
 import numpy as np
+import psutil
 import torch
 from fastcore.basics import patch
-from PIL import Image
 from .cache import keep, stamp
 from .checks import choice, shown
 from .data import PARTS, ReidData, Split, SyntheticPedestrians, choose_queries, split_validation
@@ -311,37 +315,186 @@ def msmt17(
     left_out = {reason: names+others[reason] for reason,names in left_out.items()}
     return enlist(f'msmt17 {version}', root, rows, left_out|dict(unlisted=_without(images+more, rows)))
 
+# %% ../nbs/00c_datasets.ipynb #c0ffee02
+_NUMBERS = {1: 'i1', 2: 'u1', 3: 'i2', 4: 'u2', 5: 'i4', 6: 'u4', 7: 'f4', 9: 'f8', 12: 'i8', 13: 'u8'}   # types in a MAT-file of version 5
+_TEXTS = {1: 'latin-1', 2: 'latin-1', 4: 'utf-16', 16: 'utf-8', 17: 'utf-16', 18: 'utf-32'}               # and those of characters
+_MATRIX,_COMPRESSED,_CELL,_CHAR = 14, 15, 1, 4
+_MAT_BYTES,_MAT_ENTRIES = 2**25, 10**6   # at most, of a protocol, as it lies and inflated; of one variable: CUHK03 has 14,097 pictures
+
+def _elements(data:memoryview, order:str)->Iterator[tuple[int,memoryview]]: # type and content
+    "The elements that lie one after another; none is longer than what is there."
+    at = 0
+    while at<len(data):
+        if at+8>len(data): raise ValueError('it is cut off')
+        kind,size = struct.unpack_from(f'{order}II', data, at)
+        start = at+8
+        if kind>>16: kind,size,start = kind&0xffff, kind>>16, at+4   # up to four bytes lie in the tag
+        room = 4 if start==at+4 else len(data)-start
+        if size>room: raise ValueError(f'a part claims {size:,} bytes where {room:,} are left')
+        yield kind, data[start:start+size]
+        at = start+size+(0 if kind==_COMPRESSED else -(start+size-at)%8)
+
+def _inflated(data:memoryview, most:int)->memoryview:
+    stream = zlib.decompressobj()
+    try: whole = stream.decompress(data, most)
+    except zlib.error as e: raise ValueError(f'a compressed part is damaged: {e}') from None
+    if not stream.eof: raise ValueError('a compressed part is cut off' if len(whole)<most else f'it holds more than {_MAT_BYTES>>20} MB')
+    return memoryview(whole)
+
+def _variable(data:memoryview, order:str, wanted:Iterable[str], deep:bool=True)->tuple[str,list[str]|np.ndarray|None]: # name; text, numbers, or None if it is not wanted
+    "A variable of text or numbers; `deep`: it may be a cell array of texts."
+    parts = _elements(data, order)
+    (_,flags),(_,dims),(_,name) = (next(parts, (0, b'')) for _ in range(3))
+    name = bytes(name).decode('latin-1')
+    if name not in wanted: return name, None
+    flags, = struct.unpack_from(f'{order}I', flags)
+    dims = np.frombuffer(dims, f'{order}i4').tolist()
+    count,what,content = math.prod(dims), flags&255, name or 'a text in it'
+    if min(dims, default=-1)<0 or count>_MAT_ENTRIES: raise ValueError(f'{content} claims {"x".join(map(str, dims))} entries')
+    if what!=_CHAR and count and count!=max(dims): raise ValueError(f'{content} is a table of {"x".join(map(str, dims))} and no list')
+    if what==_CELL and deep:
+        cells = [_variable(cell, order, ('',), deep=False)[1] if kind==_MATRIX and len(cell) else None for kind,cell in islice(parts, count)]
+        if len(cells)<count or not all(isinstance(c, list) and len(c)<2 for c in cells): raise ValueError(f'{content} is no list of {count:,} texts')
+        return name, [''.join(c) for c in cells]
+    if what!=_CHAR and not deep: return name, None
+    kind,values = next(parts, (0, b''))
+    if what==_CHAR and (kind in _TEXTS or not count):
+        text = bytes(values).decode(_TEXTS.get(kind, 'utf-8')+('-le' if order=='<' else '-be')*(kind in (4, 17, 18)))
+        if len(dims)!=2 or dims[0]>1 and len(text)!=count: raise ValueError(f'{content} has another size than it claims')
+        return name, [text[i::dims[0]] for i in range(dims[0])]           # MATLAB keeps column after column
+    if not 6<=what<=15 or flags&0x800 or kind not in _NUMBERS and count: raise ValueError(f'{content} holds neither text nor real numbers')
+    values = np.frombuffer(values, order+_NUMBERS.get(kind, 'u1'))
+    if len(values)!=count: raise ValueError(f'{content} claims {count:,} numbers and has {len(values):,}')
+    return name, values
+
+def _read_mat(path:Path, wanted:Iterable[str])->dict[str,list[str]|np.ndarray]: # name -> texts, or numbers
+    "Lists of texts and numbers in a MAT-file of version 5, which MATLAB writes by -v6 and -v7."
+    with open(path, 'rb') as f: data = memoryview(f.read(_MAT_BYTES+1))
+    if len(data)>_MAT_BYTES: raise ValueError(f'it has more than {_MAT_BYTES>>20} MB')
+    order = {b'IM': '<', b'MI': '>'}.get(bytes(data[126:128]))
+    if not order or struct.unpack_from(f'{order}H', data, 124)[0]>>8!=1: raise ValueError('it is no MAT-file of version 5; MATLAB writes one by save -v7')
+    found,left = {}, _MAT_BYTES
+    for kind,part in _elements(data[128:], order):
+        if kind==_COMPRESSED:
+            whole = _inflated(part, left)
+            left -= len(whole)
+            kind,part = next(_elements(whole, order), (0, whole))
+        if kind==_MATRIX and len(part): name,value = _variable(part, order, wanted); found |= {} if value is None else {name: value}
+    return found
+
 # %% ../nbs/00c_datasets.ipynb #040787d3
-def _whole(values:np.ndarray, what:str)->np.ndarray: # int64
+def _whole(values:np.ndarray|list, what:str)->np.ndarray: # int64
     "Numbers of MATLAB, which keeps whole ones with a fraction as gladly; refused if it is not zero."
-    fine = values.dtype.kind in 'iu' or values.dtype.kind=='f' and (np.abs(values)<2**53).all() and (values==values.round()).all()
-    if not fine: raise ValueError(f'{what} that are no whole numbers')
+    fine = isinstance(values, np.ndarray) and (values.dtype.kind in 'iu' or values.dtype.kind=='f' and (np.abs(values)<2**53).all() and (values==values.round()).all())
+    if not fine: raise ValueError(f'{what} holds what is no whole number')
     return values.astype(np.int64)
 
 def read_protocol(path:Path)->list[Row]:
     "The parts of CUHK03 as its new protocol names them."
-    from scipy.io import loadmat
+    numbers = 'labels', 'camId', *(f'{part}_idx' for part in SPLITS)
     try:
-        mat = {k: np.atleast_1d(v) for k,v in loadmat(path, squeeze_me=True).items() if k[0]!='_'}
-        labels,cams,*places = (_whole(mat[k], k) for k in ('labels', 'camId', *(f'{part}_idx' for part in SPLITS)))
-        images = [(str(n).strip(), str(p), str(c)) for n,p,c in zip(mat['filelist'], labels, cams, strict=True)]
-        if any((p<1).any() for p in places): raise IndexError('an index below 1')
-        return [(*images[i-1], split) for split,p in zip(SPLITS, places) for i in p]
-    except Exception as e: raise ValueError(f'{legible(path)} cannot be read as a protocol of CUHK03 ({type(e).__name__}: {legible(e, 120)}).') from None   # a damaged .mat raises anything
+        mat = _read_mat(path, ('filelist', *numbers))
+        missing = next((k for k in ('filelist', *numbers) if k not in mat), None)
+        if missing: raise ValueError(f'it holds no {missing}')
+        names,(labels,cams,*places) = mat['filelist'], (_whole(mat[k], k) for k in numbers)
+        if not isinstance(names, list): raise ValueError('filelist holds no names')
+        if not len(names)==len(labels)==len(cams): raise ValueError(f'it has {len(names)} names, {len(labels)} labels and {len(cams)} cameras')
+        images = [(n.rstrip(chr(0)).strip(), str(p), str(c)) for n,p,c in zip(names, labels, cams)]
+        for part,p in zip(SPLITS, places):
+            if len(p) and not 1<=p.min()<=p.max()<=len(images): raise ValueError(f'{part}_idx points to image {p.min() if p.min()<1 else p.max()} of {len(images)}')
+        return [(*images[i-1], split) for split,p in zip(SPLITS, places) for i in p.tolist()]
+    except (OSError, ValueError, struct.error) as e:
+        raise ValueError(f"{legible(path)} cannot be read as a protocol of CUHK03: {legible(e, 120)}. Get it again from {SOURCES['cuhk03'][1].rpartition(' ')[2]}.") from None
+
+# %% ../nbs/00c_datasets.ipynb #c0ffee05
+_CHILD = """
+import importlib, json, sys
+def _child(path, needs, memory, work, args):
+    try:
+        sys.path[:] = path
+        for name in needs: importlib.import_module(name)
+        try:
+            import psutil, resource                                       # the latter is for POSIX only
+            soft,hard = resource.getrlimit(resource.RLIMIT_AS)
+            most = psutil.Process().memory_info().vms+memory
+            if not 0<=soft<most: resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        except (ImportError, OSError, ValueError): pass                   # whoever started us watches, too
+        for said in globals()[work](*args): print(json.dumps([said]), flush=True)
+        print('{}', flush=True)
+    except Exception as e:
+        text = str(e.args[0] if isinstance(e, KeyError) and e.args else e)   # a KeyError quotes
+        print(json.dumps({type(e).__name__: text[:1000]}), flush=True)
+_child(**json.load(sys.stdin))
+"""
+
+def _apart(
+    work:Callable[...,Iterator], # a generator function that imports what it uses, and yields what JSON can tell
+    *args,
+    needs:tuple[str,...]=(),     # modules to import before memory is limited
+    memory:int=256,              # MB for it to use
+    patience:float=60.,          # seconds between two things that it tells
+)->Iterator:
+    "What `work(*args)` yields in a process of its own, so that a crash, endless work or a claim on memory stays there."
+    given = dict(path=[p for p in map(str, sys.path) if p], needs=needs, memory=memory*10**6, work=work.__name__, args=args)
+    one = dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'), '1')   # threads ask for address space
+    child = subprocess.Popen([sys.executable, '-I', '-c', getsource(work)+_CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                             env=os.environ|one, creationflags=getattr(subprocess, 'CREATE_NO_WINDOW', 0))
+    silent,why = [0], []
+    def watch(tick=.05):
+        with suppress(psutil.Error):
+            process = psutil.Process(child.pid)
+            while child.poll() is None and not why:
+                silent[0] += tick                                         # no clock: it goes on while a machine sleeps
+                if silent[0]>patience: why.append(f'nothing was heard of its reader for {patience:g} seconds')
+                elif process.memory_info().rss>memory*10**6: why.append(f'it asks for more than {memory} MB of memory')
+                else: time.sleep(tick)
+        if why: child.kill()
+    with child:
+        try:
+            Thread(target=watch, daemon=True).start()
+            with suppress(OSError): child.stdin.write(json.dumps(given).encode()); child.stdin.close()
+            for line in iter(lambda: child.stdout.readline(2**20), b''):
+                silent[0],said = 0, json.loads(line)
+                if isinstance(said, list): yield said[0]; continue
+                for kind,text in said.items():
+                    if kind in ('ImportError', 'ModuleNotFoundError'): raise ImportError(text)
+                    raise ValueError(f'it asks for more than {memory} MB of memory' if kind=='MemoryError' else text or kind)
+                return
+            code = child.wait()
+            if why: raise ValueError(why[0])
+            raise ValueError(f"its reader died of {signal.Signals(-code).name if -code in set(signal.Signals) else f'code {code}'}")
+        finally: child.kill()
 
 # %% ../nbs/00c_datasets.ipynb #f4493aae
+def _write_pictures(release:str, variant:str, folder:str):   # its source runs in another process: `_apart`
+    import math, os
+    import h5py
+    from PIL import Image
+    left = 10**8+100*os.path.getsize(release)                             # bytes of pictures: a file that claims more is damaged
+    with h5py.File(release) as f:
+        people = [(f'{pair}_{person:03d}', views) for pair,ref in enumerate(f[variant][:].ravel(), 1) for person,views in enumerate(f[ref][:].T, 1)]   # each with 10 views
+        yield len(people)
+        for who,views in people:
+            for i,view in enumerate(views):
+                picture = f[view]
+                if picture.ndim!=3: continue                              # an empty cell
+                size = math.prod(picture.shape)*picture.dtype.itemsize
+                left -= size
+                if size>5*10**7 or left<0: raise ValueError(f'picture {i+1} of person {who} claims {size:,} bytes')
+                Image.fromarray(picture[:].T).save(f'{folder}/{who}_{1+i//5}_{i+1:02d}.png', compress_level=1)
+            yield who
+
 def extract_pictures(
     release:Path, # cuhk-03.mat
     variant:str,  # detected or labeled
     folder:Path,
 ):
     "Write each picture of the release as PNG."
-    import h5py
-    with h5py.File(release) as f:
-        people = [(f'{pair}_{person:03d}', views) for pair,ref in enumerate(f[variant][:].ravel(), 1) for person,views in enumerate(f[ref][:].T, 1)]   # each with 10 views
-        for who,views in progress(people, 'extracting', unit='person', show=len(people)>=100):
-            for i,view in enumerate(views):
-                if f[view].ndim==3: Image.fromarray(f[view][:].T).save(folder/f'{who}_{1+i//5}_{i+1:02d}.png', compress_level=1)   # else an empty cell
+    if find_spec('h5py') is None: raise ImportError('h5py is not installed')
+    with closing(_apart(_write_pictures, str(release), variant, str(folder), needs=('h5py', 'PIL.Image'))) as steps:
+        people = next(steps)
+        for _ in progress(steps, 'extracting', people, unit='person', show=people>=100): pass
 
 def extract_cuhk03(
     release:Path, # cuhk-03.mat
@@ -352,7 +505,9 @@ def extract_cuhk03(
         folder.mkdir()
         try: extract_pictures(release, variant, folder)
         except ImportError: raise ValueError(f"{legible(release)} is an HDF5 file: h5py reads it, `pip install 'privreid[cuhk03]'` brings it.") from None
-        except (OSError, KeyError, TypeError, ValueError) as e: raise ValueError(f'{legible(release)} cannot be extracted ({legible(e, 120)}).') from None
+        except (OSError, ValueError) as e:
+            todo = '' if 'Errno' in str(e) else ' Unpack the data set again.'   # a full disk is no damage
+            raise ValueError(f'{legible(release)} cannot be extracted: {legible(e, 120)}.{todo}') from None
     return keep(f'cuhk03-{variant}', release.absolute(), write, source=stamp(release), note=f'CUHK03, {variant}, extracted', needed=True)
 
 # %% ../nbs/00c_datasets.ipynb #b887aff8

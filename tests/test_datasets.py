@@ -1,5 +1,5 @@
 "Data sets: every layout with its oddities, one's own pictures, one door; messages of one line."
-import csv, json, os, re, signal, subprocess, sys, time, tracemalloc, warnings
+import csv, json, os, re, signal, struct, subprocess, sys, time, tracemalloc, warnings, zlib
 from pathlib import Path
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
@@ -279,12 +279,12 @@ def test_cuhk_is_extracted_once_and_whole(tmp_path, monkeypatch, one_line):
     monkeypatch.setenv('PRIVREID_CACHE', str(tmp_path/'cache'))
     root = make_release(tmp_path/'cuhk')
     with monkeypatch.context() as m:
-        def crash(self, *a, **k): raise KeyboardInterrupt
-        m.setattr(Image.Image, 'save', crash)
+        def crash(steps, *a, **k): next(steps); raise KeyboardInterrupt
+        m.setattr(S, 'progress', crash)
         with pytest.raises(KeyboardInterrupt): cuhk03(root)
     assert list((tmp_path/'cache').iterdir())==[]
     folder = cuhk03(root).root
-    monkeypatch.setattr(Image.Image, 'save', None)                        # a second extraction would fail
+    monkeypatch.setattr(S, 'extract_pictures', None)                      # a second extraction would fail
     assert cuhk03(root).root==folder and list((tmp_path/'cache').iterdir())==[folder.parent]
 
 def test_cuhk_lost_race_uses_the_winner(tmp_path, monkeypatch):
@@ -299,14 +299,10 @@ def test_cuhk_lost_race_uses_the_winner(tmp_path, monkeypatch):
 
 KILLED = '''
 import os, signal, sys
-from PIL import Image
-from privreid.datasets import cuhk03
-written,save = [], Image.Image.save
-def deadly(*args, **how):
-    if len(written)==5: os.kill(os.getpid(), signal.SIGKILL)
-    written.append(save(*args, **how))
-Image.Image.save = deadly
-cuhk03(sys.argv[1])
+import privreid.datasets as S
+def deadly(steps, *args, **how): next(steps); os.kill(os.getpid(), signal.SIGKILL)
+S.progress = deadly
+S.cuhk03(sys.argv[1])
 '''
 
 @posix
@@ -316,7 +312,8 @@ def test_cuhk_killed_half_way(tmp_path, monkeypatch):
     root = make_release(tmp_path/'cuhk')
     assert subprocess.run([sys.executable, '-c', KILLED, root]).returncode==-signal.SIGKILL
     left, = cache.iterdir()
-    assert left.name.startswith('.cuhk03-') and len(list(left.rglob('*.png')))==5
+    assert left.name.startswith('.cuhk03-') and list(left.rglob('*.png'))
+    time.sleep(1)                                                         # who wrote there has nobody to tell, and ends
     check_cuhk(cuhk03(root))
     assert left.exists()                                                  # its writer may be alive
     for p in (left, *left.rglob('*')): os.utime(p, (time.time()-3700,)*2)
@@ -327,6 +324,7 @@ def test_cuhk_killed_half_way(tmp_path, monkeypatch):
 def test_cuhk_needs_a_cache_that_can_be_written(tmp_path, monkeypatch, one_line):
     root,cache = make_release(tmp_path/'cuhk'), tmp_path/'cache'
     cache.mkdir(0o555)
+    monkeypatch.setattr(S, '_apart', lambda work, *args, **how: work(*args))   # nobody may not even start Python, where it is root's
     with nobody(monkeypatch, cache), pytest.warns(UserWarning) as w: check_cuhk(cuhk03(root))   # for as long as the process runs
     one_line(w[0].message, cache, 'Set PRIVREID_CACHE')
     assert not list(cache.iterdir())
@@ -379,8 +377,120 @@ def test_cuhk_damaged_protocol(tmp_path, one_line, change):
     if change is None: path.write_bytes(path.read_bytes()[:300])
     else: savemat(path, {k: v for k,v in (loadmat(path)|change).items() if v is not None and k[0]!='_'})
     with warnings.catch_warnings(), pytest.raises(ValueError) as e: warnings.simplefilter('error'); cuhk03(root)
-    one_line(e.value, path)
+    one_line(e.value, path, 'Get it again from https://')
     assert 'Warning' not in str(e.value)                                  # none that NumPy gives on the way to a wrong number
+
+def element(kind, data): return struct.pack('<II', kind, len(data))+data+bytes(-len(data)%8)
+def variable(name=b'labels', what=6, dims=(1, 1), content=element(2, b'1'), flags=0):
+    return element(14, element(6, struct.pack('<II', what|flags, 0))+element(5, struct.pack(f'<{len(dims)}i', *dims))+element(1, name)+content)
+HEAD = b'MATLAB 5.0 MAT-file'.ljust(124)+b'\0\1IM'
+def packed(data): data = zlib.compress(data, 9); return struct.pack('<II', 15, len(data))+data
+
+@pytest.mark.parametrize('data,named', [
+    (HEAD+variable(dims=(10**9, 1)), 'labels claims 1000000000x1 entries'),            # eight gigabytes, as numbers of MATLAB
+    (HEAD+variable(b'filelist', 1, (10**9, 1), b''), 'filelist claims 1000000000x1 entries'),
+    (HEAD+variable(b'filelist', 1, (10**6, 1), b''), 'filelist is no list of 1,000,000 texts'),
+    (HEAD+variable(b'filelist', 4, (1, 2**31-1), element(4, b'a\0')), 'filelist claims 1x2147483647 entries'),
+    (HEAD+variable(dims=(-1, 1)), 'labels claims -1x1 entries'), (HEAD+variable(dims=()), 'labels claims  entries'), (HEAD+variable(dims=(2, 2), content=element(2, b'1111')), 'labels is a table of 2x2'),
+    (HEAD+struct.pack('<II', 14, 2**32-1), 'a part claims 4,294,967,295 bytes where 0 are left'), (HEAD+variable(content=struct.pack('<II', 9, 2**31)), 'a part claims 2,147,483,648 bytes'),
+    (HEAD+variable(content=element(9, bytes(7))), 'cannot be read'), (HEAD+variable(dims=(2, 1)), 'labels claims 2 numbers and has 1'), (HEAD+variable(flags=0x800), 'labels holds neither text nor real numbers'),
+    (HEAD+packed(bytes(2**26)), 'it holds more than 32 MB'), (HEAD+packed(element(14, bytes(2**24)))*3, 'it holds more than 32 MB'), (HEAD+packed(variable())[:-3], 'a part claims'), (HEAD+packed(variable())[:-3].replace(struct.pack('<I', len(packed(variable()))-8), struct.pack('<I', len(packed(variable()))-11)), 'a compressed part is cut off'), (HEAD+element(15, b'x'*24), 'a compressed part is damaged'),
+    (HEAD+variable()[:-3], 'a part claims'), (HEAD+b'abc', 'it is cut off'), (HEAD+variable(), 'it holds no filelist'), (HEAD, 'it holds no filelist'), (b'', 'no MAT-file of version 5'), (HEAD[:126]+b'XY', 'no MAT-file of version 5'),
+    (b'MATLAB 7.3 MAT-file'.ljust(124)+b'\0\2IM', 'save -v7'), (bytes(2**25+1), 'it has more than 32 MB')], ids=range(25))
+def test_a_protocol_that_lies_costs_nothing(tmp_path, one_line, data, named):
+    "What a file claims is held against what is there before anything is taken."
+    path = make_protocol(tmp_path)/'cuhk03_new_protocol_config_detected.mat'
+    path.write_bytes(data)
+    tracemalloc.start(); start = time.process_time()
+    with pytest.raises(ValueError) as e: S.read_protocol(path)
+    peak,seconds = tracemalloc.get_traced_memory()[1], time.process_time()-start; tracemalloc.stop()
+    one_line(e.value, path, named, 'https://github.com/zhunzhong07/person-re-ranking')
+    assert peak<2.2*2**25 and seconds<2
+
+@pytest.mark.parametrize('compressed', [False, True])
+@pytest.mark.parametrize('kind', ['u1', 'i1', 'u2', 'i2', 'u4', 'i4', 'u8', 'i8', 'f4', 'f8'])
+def test_a_protocol_is_read_as_scipy_reads_it(tmp_path, kind, compressed):
+    from scipy.io import loadmat
+    path,names = tmp_path/'p.mat', ['a.png', 'ä b', '李.png', ' x ', *('y'*k for k in range(1, 9))]
+    n,beside = len(names), dict(table=np.eye(3), struct=dict(a=1, b='x'), complex=np.array([1+2j]), empty=np.zeros((0, 0)), cell=np.array([np.eye(2), 'a'], object))
+    for files in (np.array(names, object), np.array(names, object)[:,None], np.array(names[:1]+['b.png']*(n-1))):   # a row, a column, a block of letters
+        column = (lambda x: np.array(x, kind)[:,None]) if files.ndim==2 else lambda x: np.array(x, kind)
+        savemat(path, dict(beside, filelist=files, labels=column(range(n)), camId=column([1, 2]*(n//2)), train_idx=column([1, 2, n]), query_idx=column([4]), gallery_idx=column([5, 6])), do_compression=compressed)
+        mat = {k: np.atleast_1d(v) for k,v in loadmat(path, squeeze_me=True).items() if k[0]!='_'}
+        images = [(str(f).strip(), str(int(p)), str(int(c))) for f,p,c in zip(mat['filelist'], mat['labels'], mat['camId'], strict=True)]
+        assert S.read_protocol(path)==[(*images[int(i)-1], part) for part in SPLITS for i in mat[f'{part}_idx']]
+
+def test_a_protocol_of_the_other_byte_order(tmp_path):
+    def element(kind, data): return (struct.pack('>HH', len(data), kind)+data.ljust(4, b'\0') if 0<len(data)<5 else struct.pack('>II', kind, len(data))+data+bytes(-len(data)%8))
+    def variable(name, what, dims, content): return element(14, element(6, struct.pack('>II', what, 0))+element(5, struct.pack('>2i', *dims))+element(1, name)+content)
+    names = b''.join(variable(b'', 4, (1, 5), element(4, f'{k}.png'.encode('utf-16-be'))) for k in 'abc')
+    def numbers(name, *x): return variable(name, 6, (len(x), 1), element(3, struct.pack(f'>{len(x)}h', *x)))
+    (tmp_path/'p.mat').write_bytes(HEAD[:124]+b'\1\0MI'+variable(b'filelist', 1, (3, 1), names)+numbers(b'labels', 300, 7, 8)+numbers(b'camId', 1, 2, 1)+numbers(b'train_idx', 1)+numbers(b'query_idx', 2)+numbers(b'gallery_idx', 3))
+    assert S.read_protocol(tmp_path/'p.mat')==[('a.png', '300', '1', 'train'), ('b.png', '7', '2', 'query'), ('c.png', '8', '1', 'gallery')]
+
+# what a library of C reads, it reads in a process of its own; the functions stand here, as their source is what runs
+def dies(number): import os; yield 'begun'; os.kill(os.getpid(), number)
+def ends(): import os; yield 1; os._exit(3)
+def hungry(): yield len(bytearray(10**10))
+def hangs(): import time; yield 1; time.sleep(60)
+def slow():
+    import time
+    for i in range(6): time.sleep(.4); yield i
+def fails(): yield 1; raise KeyError('no such thing')
+def echo(*args): yield from args
+def modules(): import sys; yield sorted(sys.modules)
+
+@pytest.mark.parametrize('work,args,named', [pytest.param(dies, [int(signal.SIGSEGV)], 'its reader died of SIGSEGV', marks=posix), pytest.param(dies, [int(getattr(signal, 'SIGKILL', 9))], 'its reader died of SIGKILL', marks=posix),
+                                             (ends, (), 'its reader died of code 3'), (hungry, (), 'it asks for more than 256 MB of memory'), (hangs, (), 'nothing was heard of its reader for 2 seconds'), (fails, (), 'no such thing')], ids=lambda x: getattr(x, '__name__', None))
+def test_a_decoder_that_is_kept_apart_takes_nobody_with_it(work, args, named):
+    start = time.perf_counter()
+    with pytest.raises(ValueError) as e: list(S._apart(work, *args, patience=2))
+    assert str(e.value)==named and time.perf_counter()-start<30
+
+@posix
+def test_memory_is_watched_where_the_system_sets_no_limit(monkeypatch):
+    monkeypatch.setattr(S, '_CHILD', S._CHILD.replace('psutil, resource', 'nothing_of_the_kind'))
+    def taken(n): x = b'x'*n; yield len(x); import time; time.sleep(60)
+    monkeypatch.setattr(S, 'getsource', lambda f: 'def taken(n): x = b"x"*n; yield len(x); import time; time.sleep(60)')
+    with pytest.raises(ValueError, match='more than 256 MB of memory'): list(S._apart(taken, 4*10**8))
+
+def test_a_process_apart_is_light_and_patient():
+    odd = ['ä\n', '\udcff', None, 1.5, [1, {'a': 'b'}]]
+    assert list(S._apart(echo, *odd))==odd
+    assert list(S._apart(slow, patience=2))==[*range(6)]                  # it tells something all the time
+    assert not {'torch', 'numpy', 'privreid', 'scipy'}&set(next(S._apart(modules)))
+    with pytest.raises(ImportError): list(S._apart(echo, needs=('no_such_module_here',)))
+    steps = S._apart(hangs); next(steps); start = time.perf_counter(); steps.close()
+    assert time.perf_counter()-start<5                                    # nobody listens: it is ended
+
+def test_a_release_that_kills_its_reader(tmp_path, monkeypatch, one_line):
+    monkeypatch.setenv('PRIVREID_CACHE', str(tmp_path/'cache'))
+    root = make_release(tmp_path/'cuhk')
+    for work,named in ((ends, 'its reader died of code 3'), (fails, 'no such thing')):
+        monkeypatch.setattr(S, '_write_pictures', lambda *a: None)
+        monkeypatch.setattr(S, '_apart', lambda _, *a, apart=S._apart, work=work, **k: apart(work))
+        with pytest.raises(ValueError) as e: cuhk03(root)
+        monkeypatch.undo(); monkeypatch.setenv('PRIVREID_CACHE', str(tmp_path/'cache'))
+        one_line(e.value, root/'cuhk-03.mat', f'cannot be extracted: {named}. Unpack the data set again.')
+        assert not list((tmp_path/'cache').iterdir())
+    check_cuhk(cuhk03(root))
+
+def test_a_release_that_claims_too_much(tmp_path, monkeypatch, one_line):
+    h5py = pytest.importorskip('h5py')
+    monkeypatch.setenv('PRIVREID_CACHE', str(tmp_path/'cache'))
+    root = make_release(tmp_path/'cuhk')
+    for shape in ((3, 8000, 8000), (3, 2**40, 2**40)):
+        with h5py.File(root/'cuhk-03.mat', 'r+') as f:
+            if 'huge' in f: del f['huge']
+            huge = f.create_dataset('huge', shape, 'u1', chunks=(1, 64, 64))   # nothing of it is there
+            f['#refs#/pair1'][0,0] = huge.ref
+        with pytest.raises(ValueError) as e: cuhk03(root)
+        one_line(e.value, root/'cuhk-03.mat', f'picture 1 of person 1_001 claims {shape[0]*shape[1]*shape[2]:,} bytes')
+    with h5py.File(root/'cuhk-03.mat', 'r+') as f:
+        del f['huge'], f['detected']
+        f.create_dataset('detected', (10**6, 10**6), h5py.ref_dtype, chunks=(9, 9))
+    with pytest.raises(ValueError) as e: cuhk03(root)
+    one_line(e.value, root/'cuhk-03.mat', 'memory' if os.name=='posix' else '')
 
 # --- one's own pictures
 
