@@ -22,10 +22,9 @@ from common import Apart, load, options, publish, race, stopwatch
 from privreid.agw import wrt_loss
 from privreid.checkpoint import Checkpoint
 from privreid.data import SyntheticPedestrians
-from privreid.desensitize import desensitizer
 from privreid.evaluation import Validate
 from privreid.experiments import Log
-from privreid.joint import Config, JointTraining, Progress, Supervision, Trainer, preset
+from privreid.joint import Config, JointTraining, Progress, Supervision, Trainer, desensitizer_of, preset
 from privreid.machine import HALF, bf16_in_hardware
 
 CPU = Config(data='synthetic', height=128, width=64, backbone='resnet18', weights='', ngf=32, ndf=32, batch=16)
@@ -51,7 +50,7 @@ class PlainStep:
     def agw(self, z, labels):
         out,centers = self.nets['reid'](z), self.nets['center'].centers
         identity = F.cross_entropy(out.logits, labels, label_smoothing=.1)
-        return identity+self.cfg.center_weight*(out.pooled-centers[labels]).pow(2).sum(1).mean()+wrt_loss(out.pooled, labels)
+        return identity+self.cfg.center_weight*(out.pooled-centers[labels]).pow(2).sum(1).mean()+wrt_loss(out.pooled, labels, self.cfg.wrt_eps)
 
     def step(self, losses, names):
         for n in self.nets.values(): n.zero_grad()
@@ -68,7 +67,7 @@ class PlainStep:
         self.step(D.values(), ('D_Y', 'D_X'))
         for k in ('D_Y', 'D_X'): n[k].requires_grad_(not self.spare)
         G = dict(adv_ano=bce(n['D_Y'](x, p), 1), l1_ano=self.cfg.lambda_l1*(y-p).abs().mean(),             # (1), (2), (3)
-                 adv_rec=bce(n['D_X'](p.detach(), r), 1), l1_rec=self.cfg.lambda_l1*(x-r).abs().mean(),    # (4), (5), (6)
+                 adv_rec=bce(n['D_X'](p, r), 1), l1_rec=self.cfg.lambda_l1*(x-r).abs().mean(),             # (4), (5), (6)
                  reid_raw=self.agw(x, labels), reid_protected=self.agw(p, labels))                         # (7)
         self.step(G.values(), ('G_X', 'G_Y', 'reid', 'center'))                                            # (8)
         for k in ('D_Y', 'D_X'): n[k].requires_grad_(True)
@@ -110,7 +109,7 @@ def flops(step)->int:
 def makers(cfg:Config, device:torch.device, half:str, compile:bool)->dict:
     "`versions` on a batch of noise."
     x = torch.rand(cfg.batch, 3, *cfg.size, device=device)*2-1
-    y = desensitizer(cfg.desensitizer).to(device)(x)
+    y = desensitizer_of(cfg).to(device)(x)
     return versions(cfg, 751, (x, y, torch.arange(cfg.batch, device=device)//cfg.per_identity), half, compile)
 
 def several(name:str, steps:int, threads:int, *args):
@@ -162,7 +161,7 @@ def epoch(cfg:Config, device:torch.device)->list[str]: # lines of the table
     with tempfile.TemporaryDirectory() as folder:
         training = JointTraining(cfg, len(data.train.pids.unique()), Machine(device))
         callbacks = dict(validation=Validate(data), progress=Progress(), log=Log(Path(folder)/'history.jsonl', 'w/o U', []), checkpoint=Checkpoint(folder, cfg.checkpoint_every))
-        trainer = Trainer(training, data.train, Supervision(desensitizer(cfg.desensitizer).to(device)), callbacks.values())
+        trainer = Trainer(training, data.train, Supervision(desensitizer_of(cfg).to(device)), callbacks.values())
         trainer.nets.train(); training.step(*next(trainer.batches(0)))   # to warm up
         for name,c in callbacks.items():
             for moment in ('before_fit', 'after_batch', 'after_epoch', 'after_fit'): setattr(c, moment, clock.timed(name, getattr(c, moment)))

@@ -116,11 +116,10 @@ def generator_on(
 class GaussianNoise(Desensitizer):
     "Add seeded noise of deviation `std` (on a [0,1] scale) and clip."
     def __init__(self,
-        std:float=.5,        # on a [0,1] scale
-        height:int|None=256, # the picture height that `std` is stated for
-        seed:int=0,          # of the noise
+        std:float=.5, # on a [0,1] scale
+        seed:int=0,   # of the noise
     ):
-        super().__init__(std, height)
+        super().__init__(std, None)   # no length: the same at every size
         self.reseed(seed)
     def reseed(self, seed:int):
         "Start the noise again from `seed`."
@@ -131,15 +130,16 @@ class GaussianNoise(Desensitizer):
         return self.generator
     def hide(self, x:Tensor)->Tensor:
         noise = torch.randn_like(x) if symbolic(x) else normal_like(x, self.dice(x.device))
-        return noise.mul_(2*self.scaled(x)).add_(x).clamp_(-1, 1)
-    def extra_repr(self): return super().extra_repr()+f', seed={self.seed}'
+        return noise.mul_(2*self.strength).add_(x).clamp_(-1, 1)
+    def extra_repr(self): return f'{self.strength}, seed={self.seed}'
 
 # %% ../nbs/01_desensitize.ipynb #0f0524b4
 DESENSITIZERS = dict(blur=Blur, pixelation=Pixelate, noise=GaussianNoise)
 DESENSITIZER_ALIASES = dict(mosaic='pixelation', pixelate='pixelation')   # other words for them
 
 def desensitizer(
-    name:str, # blur, pixelation (or mosaic), noise
+    name:str,  # blur, pixelation (or mosaic), noise
+    **options, # of its class
 )->Desensitizer:
     "The paper's desensitizer of that name."
-    return DESENSITIZERS[choice(name, DESENSITIZERS, 'desensitizer', DESENSITIZER_ALIASES)]()
+    return DESENSITIZERS[choice(name, DESENSITIZERS, 'desensitizer', DESENSITIZER_ALIASES)](**options)

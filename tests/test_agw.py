@@ -1,5 +1,6 @@
 "AGW: losses against loops and libraries, parameters counted afresh, weights from files that may be anything."
-import copy, math, pickle, time, urllib.error, warnings, zipfile
+import copy, json, math, pickle, re, subprocess, sys, time, urllib.error, warnings, zipfile
+from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest, torch, torchvision
 import torch.nn.functional as F
@@ -7,11 +8,18 @@ from hypothesis import given, settings, strategies as st
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import TripletMarginLoss
 from pytorch_metric_learning.miners import BatchHardMiner
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
-from privreid.agw import (AGW, BACKBONES, CenterLoss, GeM, Mini, NonLocal, ReidOutput, agw_loss, build_backbone, gem, id_loss,
-                          load_backbone, read_weights, undo_weight, wrt_loss)
+import privreid.agw
+from privreid.agw import (AGW, BACKBONES, STREET_SEED, CenterLoss, GeM, Mini, NonLocal, ReidOutput, agw_loss, build_backbone, gem, id_loss,
+                          load_backbone, read_weights, torchvision_name, undo_weight, wrt_loss)
+from privreid.data import SyntheticPedestrians
+from privreid.evaluation import four_settings
 from privreid.files import legible
+from privreid.joint import Config, ReidTraining, check, preset
+from privreid.machine import accelerator_on
+from privreid.pedestrians import PERSON, draw_fields
 
 def rng(seed): return np.random.default_rng(seed)
 def count(net): return sum(p.numel() for p in net.parameters())
@@ -386,6 +394,85 @@ def test_imagenet_weights_are_used(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda url, dst, *a, **kw: torch.save(ref, dst))
     got = build_backbone('resnet18', 'imagenet')[0].state_dict()
     assert not any(k.startswith('fc') for k in got) and all(torch.equal(v, ref[k]) for k,v in got.items())
+
+# --- weights that come with the package
+
+STREET = Path(privreid.__file__).with_name('street.safetensors')
+
+@pytest.fixture(scope='module')
+def made():
+    with safe_open(STREET, 'pt') as f: return json.loads(f.metadata()['made'])
+
+def test_all_arms_start_equal():
+    "Whatever else was drawn before: other heads, other non-local blocks, the same features."
+    x,starts = torch.rand(4, 3, 64, 32)*2-1, []
+    for seed,inter in ((0, None), (1, None), (2, 1)):
+        torch.manual_seed(seed)
+        starts.append(AGW(5, 'mini', 'street', inter_channels=inter))
+    kept = load_file(STREET)
+    for agw in starts:
+        got = {torchvision_name(k): v for k,v in agw.backbone.state_dict().items()}
+        assert len(kept)==65 and all(got[k].equal(v.float()) for k,v in kept.items())
+    pooled = [agw(x).pooled for agw in starts]
+    assert pooled[0].equal(pooled[1]) and pooled[0].equal(pooled[2])
+    assert not starts[0].backbone.layer3[0][1].theta.weight.equal(starts[1].backbone.layer3[0][1].theta.weight)
+
+def test_street_is_small_and_says_how_it_was_made(made):
+    assert STREET.stat().st_size<500_000 and all(t.dtype==torch.float16 and t.isfinite().all() for t in load_file(STREET).values())
+    assert all(part in made['recipe'] for part in (f'seed={STREET_SEED}', 'people=', 'epochs=')) and made['privreid']
+
+def test_street_recognises_what_is_written_down(made):
+    "The backbone of the recorded accuracy: on a street that it has not seen it is a start, no more."
+    data = SyntheticPedestrians(test_ids=64, size=(64, 32)).load()
+    found = four_settings(AGW(1, 'mini', 'street').eval(), None, data.query, data.gallery, settings=('raw-raw',))['raw-raw']
+    told = made['untouched_on_seed_0']
+    assert (found.rank1, found.mAP)==pytest.approx((told['rank1']/100, told['mAP']/100), abs=.012) and found.queries==told['queries']
+    assert found.rank1<.2 and made['own_test_people']['rank1']>90
+
+@pytest.mark.parametrize('backbone', ['resnet18', 'resnet50'])
+def test_street_fits_mini_only(backbone, one_line):
+    for make in (lambda: AGW(3, backbone, 'street'), lambda: check(Config(backbone=backbone, weights='street'))):
+        with pytest.raises(ValueError) as e: make()
+        one_line(e.value, "'street'", "'mini'", backbone)
+
+@pytest.mark.parametrize('harm', [lambda b: b[:-1]+bytes([b[-1]^1]), lambda b: b[:-7], lambda b: b'', None], ids=['one bit', 'cut', 'empty', 'gone'])
+def test_street_that_is_another_is_refused(harm, monkeypatch, tmp_path, one_line):
+    (tmp_path/'privreid').mkdir()
+    if harm: (tmp_path/'privreid'/'street.safetensors').write_bytes(harm(STREET.read_bytes()))
+    monkeypatch.setattr(privreid.agw, 'files', lambda name: tmp_path/name)
+    with pytest.raises(ValueError) as e: AGW(3, 'mini', 'street')
+    one_line(e.value, 'street.safetensors', 'install')
+
+def looks(seed, people):
+    "What one can choose of a person; bodies differ beside it by continuous numbers."
+    chosen = [k for k,v in PERSON.items() if isinstance(v, int)]
+    return {tuple(draw_fields(PERSON, seed, 1, p)[k] for k in chosen) for p in people}
+
+def test_nobody_walks_in_two_streets(made):
+    "Keys of different seeds are different, so people are drawn anew; and nobody looks like one of the street by chance."
+    people = int(re.search(r'people=(\d+)', made['recipe'])[1])
+    known = looks(STREET_SEED, range(1, people+1))
+    assert len(known)==people
+    for seed in range(5): assert not known&looks(seed, range(1, 1+400+100+32)), seed   # colab's street is the longest of the presets
+
+def test_the_street_of_the_weights_is_no_place_to_test(one_line):
+    cfg = preset('demo', weights='street')
+    assert cfg.weights=='street' and check(cfg)==cfg
+    with pytest.raises(ValueError) as e: check(replace(cfg, seed=STREET_SEED))
+    one_line(e.value, f'seed {STREET_SEED}', 'street')
+    check(replace(cfg, seed=STREET_SEED, weights='')); check(replace(cfg, seed=STREET_SEED, data='market1501'))
+
+def test_a_training_starts_from_the_street():
+    cfg = preset('demo', weights='street', epochs=1)
+    for paired in (True, False):
+        reid = ReidTraining(cfg, 7, accelerator_on('cpu'), paired=paired).nets['reid']
+        assert reid.backbone.conv1.weight.equal(load_file(STREET)['conv1.weight'].float())
+
+def test_the_package_carries_its_data(tmp_path):
+    root = STREET.parent.parent
+    if not (root/'setup.py').is_file(): pytest.skip('an installed package')
+    subprocess.run([sys.executable, 'setup.py', '-q', 'egg_info', '--egg-base', tmp_path, 'build_py', '--build-lib', tmp_path/'lib'], cwd=root, check=True, capture_output=True)
+    for name in ('street.safetensors', 'tables.json', 'demo_run/results.json'): assert (tmp_path/'lib'/'privreid'/name).read_bytes()==(STREET.parent/name).read_bytes()
 
 def test_unknown_backbone(one_line):
     for name in ('resnet34', 'resnet51', 50, None):

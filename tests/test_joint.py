@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from privreid.data import SyntheticPedestrians, to_float
 from privreid.desensitize import Blur, GaussianNoise
 from privreid import joint as module, machine
-from privreid.joint import RULES, Callback, Config, JointTraining, ReidTraining, Supervision, Trainer, check, lr_factor, preset, read_config
+from privreid.joint import LATER, RULES, Callback, Config, JointTraining, ReidTraining, Supervision, Trainer, check, lr_factor, preset, read_config, stretched
 
 TINY = dict(ngf=4, ndf=4, batch=8, epochs=2, milestones=(), people=10, test_people=4)
 
@@ -97,9 +97,23 @@ def test_batches_travel_from_ram_to_the_device(street):
     assert [x.shape for x,_,_ in got]==[y.shape for _,y,_ in got]==want
 
 def test_schedule_of_the_paper():
-    rates = [lr_factor(e, Config()) for e in range(120)]
-    assert rates[0]==pytest.approx(.01) and rates[10:40]==[1.]*30 and rates[79]==pytest.approx(.1) and rates[119]==pytest.approx(.01)
-    assert all(a<b for a,b in zip(rates[:10], rates[1:11]))
+    "As its authors have it: 3.815e-5 in epoch 1, full in epoch 10, a tenth in 40, a hundredth in 80."
+    cfg = Config()
+    rates = {e: cfg.lr*lr_factor(e, cfg) for e in range(1, 121)}
+    assert rates[1]==pytest.approx(3.815e-5) and all(rates[e]<rates[e+1] for e in range(1, 10))
+    want = {e: 3.5e-4 for e in range(10, 40)}|{e: 3.5e-5 for e in range(40, 80)}|{e: 3.5e-6 for e in range(80, 121)}
+    assert {e: rates[e] for e in want}==pytest.approx(want)
+
+def test_a_training_has_the_rates_of_its_epochs(street):
+    cfg = preset('demo', **TINY|dict(epochs=4, warmup=2, milestones=(3, 4)))
+    history = Trainer(ReidTraining(cfg, 8, Accelerator(cpu=True)), street.train, Supervision(Blur())).fit().history
+    assert [h['lr']/cfg.lr for h in history]==pytest.approx([.505, 1, .1, .01])
+
+@pytest.mark.parametrize('epochs, milestones', [(120, (40, 80)), (12, (5, 9)), (240, (79, 159)), (3, (2, 3)), (1, ())])
+def test_a_stretched_schedule_keeps_its_share(epochs, milestones):
+    "39 of 120 epochs at the full rate are 4 of 12; what would begin before the second epoch or after the last is left out."
+    short = stretched(Config(), epochs)
+    assert short.milestones==milestones and short.warmup==round(epochs/12)
 
 # --- the configuration, and what is told before anything is trained
 
@@ -123,7 +137,7 @@ def test_each_field_has_a_rule(changes, words, one_line):
     assert len(str(e.value))<400
 
 def test_no_field_is_without_a_rule():
-    free = 'root', 'pattern', 'weights', 'compile'   # text that only the disk knows, and a switch
+    free = 'root', 'pattern', 'weights', 'compile', 'corner', 'stem_relu'   # text that only the disk knows, and switches
     assert {f.name for f in fields(Config)}=={*RULES, *free} and check(Config())==Config()
 
 def test_numbers_of_numpy_and_paths_become_plain(tmp_path):
@@ -134,8 +148,8 @@ def test_numbers_of_numpy_and_paths_become_plain(tmp_path):
 
 def test_more_or_fewer_epochs_stretch_a_preset():
     def plan(cfg): return cfg.epochs, cfg.warmup, cfg.milestones, cfg.freeze_bn
-    assert plan(preset('demo', epochs=4))==(4, 0, (3, 4), 3) and plan(preset('paper', epochs=60))==(60, 5, (20, 40), 0)
-    assert plan(preset('demo', epochs=4, milestones=(), freeze_bn=0))==(4, 0, (), 0) and plan(preset('demo', epochs=1))==(1, 0, (1,), 1)
+    assert plan(preset('demo', epochs=4))==(4, 0, (3, 4), 3) and plan(preset('paper', epochs=60))==(60, 5, (21, 41), 0)
+    assert plan(preset('demo', epochs=4, milestones=(), freeze_bn=0))==(4, 0, (), 0) and plan(preset('demo', epochs=1))==(1, 0, (), 1)
     with pytest.raises(ValueError, match='freeze_bn'): preset('demo', epochs=4, freeze_bn=5)
 
 def test_runs_of_other_versions_are_read_or_named(one_line, recwarn):
@@ -143,6 +157,11 @@ def test_runs_of_other_versions_are_read_or_named(one_line, recwarn):
     assert read_config(old|dict(milestones=[80, 400]))==Config(**old) and not recwarn
     assert read_config({k: v for k,v in old.items() if k!='compile'}).compile is False
     one_line(recwarn.pop(UserWarning).message, 'compile')
+    first = {k: v for k,v in old.items() if k not in LATER}
+    assert read_config(first)==Config(**old) and not recwarn                     # what is new and changes nothing is not worth a word
+    assert read_config(first|dict(desensitizer='noise'))==Config(**old|dict(desensitizer='noise')) and not recwarn
+    assert read_config(first|dict(desensitizer='noise', height=64)).height==64
+    one_line(recwarn.pop(UserWarning).message, 'noise of 0.125', '0.5 at every size')
     for row,word in ((old|dict(colour='red'), 'colour'), ({}, 'no field'), (old|dict(lr=-1), 'lr')):
         with pytest.raises(ValueError) as e: read_config(row)
         one_line(e.value, word)
