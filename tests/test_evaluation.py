@@ -7,10 +7,11 @@ from hypothesis import given, settings, strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import peak_signal_noise_ratio as tm_psnr
 from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_hit_rate
+from privreid.agw import AGW
 from privreid.data import Split, SyntheticPedestrians, to_float
 from privreid.desensitize import DESENSITIZERS, Blur, GaussianNoise, Pixelate, desensitizer
-from privreid.evaluation import (PSNR_CEILING, SETTINGS, Quality, Validate, apply, distances, evaluate_ranking, four_settings, image_quality, match_places, measure, mse,
-                                 pooled_psnr, psnr, quality_of, squared_norms, ssim)
+from privreid.evaluation import (PSNR_CEILING, SETTINGS, Outcomes, Quality, Validate, apply, distances, evaluate_ranking, four_settings, image_likeness, image_quality, interval, match_places, measure, mse,
+                                 outcomes_of, over_seeds, pooled_psnr, psnr, quality_of, resampled, seed_interval, squared_norms, ssim, summary_of)
 from privreid.tables import SAVED, recovered_reid, saved_recovery, through_file
 from privreid.upgradation import Epsilons, State, Validation, decide, is_private
 
@@ -451,3 +452,83 @@ def test_reprs_fit_a_line():
     street = SyntheticPedestrians(train_ids=4, test_ids=4, distractors=2, size=(32,16)).load()
     seen = measure({'AGW': Projection()}, street.query, street.gallery, Shade(.5).eval(), Shade(1.5).eval())
     for thing in (seen, seen.protected, seen.settings['AGW']['raw-raw'], Validation(1, *[.123456789]*8)): assert len(repr(thing))<200 and '\n' not in repr(thing)
+
+# --- intervals
+
+def test_resampling_by_hand():
+    "Two people, of one query and of three: four equally likely crowds, with ratios of sums."
+    got = resampled(np.array([7, 3, 3, 3]), np.array([[1., 0, 0, 0], [1., 2, 3, 4]]), n=4000)
+    assert set(got[0])=={0., .25, 1.}                                     # nobody of 7; one of each, 1 of 4 queries; 7 twice
+    shares = [np.mean(got[0]==v) for v in (0., .25, 1.)]
+    assert shares==pytest.approx([.25, .5, .25], abs=.03)
+    assert set(got[1])=={3., 10/4, 1.} and np.array_equal(got[1]==1., got[0]==1.)   # all rows of the same crowds
+    assert np.array_equal(got, resampled(np.array([7, 3, 3, 3]), np.array([[1., 0, 0, 0], [1., 2, 3, 4]]), n=4000))
+
+def test_the_deviation_is_that_of_a_mean_of_people():
+    g = np.random.default_rng(0)
+    each,people = g.normal(0, 1, 60), np.arange(60).repeat(3)
+    draws = resampled(people, [each[people]])[0]
+    assert draws.mean()==pytest.approx(each.mean(), abs=.02) and draws.std()==pytest.approx(each.std()/60**.5, rel=.06)
+
+def agreeing(rng, P=16, per=4):
+    "Two arms that are equally good; the queries of a person agree in who finds them."
+    taste = rng.normal(0, 1, (2, P)).repeat(per, 1)
+    a,b = (taste+rng.normal(0, .7, (2, P*per))>0).astype(float)
+    return b-a, np.arange(P).repeat(per)
+
+@pytest.mark.parametrize('people', [6, 16, 40])
+def test_an_interval_holds_the_truth_as_often_as_it_says(people):
+    "95 of 100 where people are drawn; where single queries are, who agrees is counted four times, and it is too narrow."
+    rng,inside = np.random.default_rng(people), np.zeros(2)
+    for _ in range(600):
+        d,who = agreeing(rng, people)
+        for i,groups in enumerate((who, np.arange(len(who)))):
+            low,high = interval(resampled(groups, [d], 500)[0], len(set(groups)))
+            inside[i] += low<=0<=high
+    assert .925<=inside[0]/600<=.98 and inside[1]/600<.87
+
+def test_drawing_people_is_wider_than_drawing_queries_that_agree():
+    d,who = agreeing(np.random.default_rng(3), 24)
+    def width(groups): low,high = interval(resampled(groups, [d])[0], len(set(groups))); return high-low
+    assert width(who)>1.3*width(np.arange(len(who)))
+    assert interval(resampled(who*0, [d])[0], 1) is None
+
+@pytest.mark.parametrize('same', [False, True])
+@pytest.mark.parametrize('seeds, spread', [(3, 0.), (3, .1), (5, 0.), (5, .1)])
+def test_an_interval_over_seeds_holds_the_truth(same, seeds, spread):
+    "Seeds differ or do not, people are the same or others: about 95 of 100 hold the truth, 0."
+    rng,inside,people = np.random.default_rng(seeds), 0, np.arange(16).repeat(4)
+    for _ in range(300):
+        crowd = rng.normal(0, .15, 16)
+        runs = [(crowd if same else rng.normal(0, .15, 16))[people]+rng.normal(0, .2, 64)+rng.normal(0, spread) for _ in range(seeds)]
+        draws = [resampled(people, [d], 500)[0] for d in runs]
+        low,high = interval(over_seeds(draws, [16]*seeds, same))
+        inside += low<=0<=high
+    assert .89<=inside/300<=.99
+
+def test_seed_interval_is_that_of_one_run_or_of_several():
+    d,who = agreeing(np.random.default_rng(3), 24)
+    mean,low,high = seed_interval([d], [who])
+    assert mean==pytest.approx(d.mean()) and (low, high)==interval(resampled(who, [d])[0], 24)
+    mean,low,high = seed_interval([d, d+.2, d+.1], [who]*3)
+    assert mean==pytest.approx(d.mean()+.1) and low<mean<high
+    with pytest.raises(ValueError): seed_interval([d], [who, who])
+
+def test_a_test_leaves_outcomes_with_its_means():
+    street = SyntheticPedestrians(train_ids=4, test_ids=5, distractors=3, size=(64,32)).load()
+    torch.manual_seed(0); reid,f = AGW(4, 'mini').eval(), Blur()
+    seen = measure({'it': reid}, street.query, street.gallery, f, lambda z: z)
+    rows = image_likeness(f, street.gallery)
+    rows[0,2] = 0.                                                                      # a blank picture
+    kept = outcomes_of(street.query, street.gallery, seen.counted, {f'arms/it/{s}': v for s,v in seen.queries['it'].items()}, dict(desensitized=rows))
+    for s,v in seen.settings['it'].items(): assert kept.ranked[f'arms/it/{s}'].astype(float).mean(1)==pytest.approx([v.rank1, v.rank5, v.mAP, v.mINP], abs=1e-3)
+    assert len(kept.people)==seen.settings['it']['raw-raw'].queries and kept.identities==5
+    assert len(kept.shown)==len(street.gallery)-1 and (kept.shown<0).sum()==len(set(kept.shown[kept.shown<0]))==int((street.gallery.pids[1:]<=0).sum())
+    q,(db,alike) = summary_of(rows), kept.likeness['desensitized']
+    assert db.mean()==pytest.approx(q.psnr, abs=.2) and alike.mean()==pytest.approx(q.ssim, abs=.02) and db.std()>0
+    torch.testing.assert_close(seen.pictures['protected'], image_likeness(f, street.gallery))
+
+def test_outcomes_of_the_same_people_are_put_together():
+    a,b = (Outcomes(np.array([0, 0, 1]), {k: np.ones((4, 3))}, np.array([0, 1]), {k: np.ones((2, 2))}) for k in 'ab')
+    assert set((a|b).ranked)==set((a|b).pictured)=={'a', 'b'}
+    with pytest.raises(ValueError, match='other test images'): a|Outcomes(np.array([0, 1, 1]), {}, a.shown, {})

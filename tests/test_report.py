@@ -7,11 +7,12 @@ import numpy as np
 import pytest, torch
 from accelerate import Accelerator
 from privreid.cli import main
-from privreid.compare import changed, compare, in_words, measured, read_runs, same_but_seed, write_comparison
+from privreid.compare import changed, claims_over_seeds, compare, comparison_text, in_words, measured, read_runs, same_but_seed, write_comparison
 from privreid.data import to_float
-from privreid.experiments import Track, read_pictures, run_experiment, write_pictures
+from privreid.evaluation import Outcomes, resampled
+from privreid.experiments import Results, Track, load_outcomes, load_results, read_pictures, run_experiment, means_of, write_outcomes, write_pictures
 from privreid.joint import preset
-from privreid.report import claims, limits, read_run, write_report
+from privreid.report import CLOSE, FAILS, HOLDS, Estimate, claims, judged, limits, pooled_claims, read_run, summary, write_report
 from privreid.upgradation import Epsilons
 
 SETTINGS = 'raw-raw', 'raw-protected', 'protected-raw', 'protected-protected'
@@ -41,6 +42,24 @@ def make_run(folder, arms=('Upper', 'Base', 'w/o U', 'w/ U'), shift=0., reasons=
     (folder/'history.jsonl').write_text(''.join(json.dumps(h)+'\n' for h in history))
     write_pictures({'raw': torch.zeros(2, 3, 4, 2), f'protected {HOSTILE}': torch.ones(2, 3, 4, 2)}, folder/'pictures.png')
     return folder
+
+PEOPLE = np.arange(10, dtype=np.int32)//2   # ten queries, two of each person
+
+def keep_outcomes(run, seed=0, pictures=20):
+    "Give a run outcomes that have its means."
+    rng,results = np.random.default_rng(seed), load_results(run)
+    def rows(v):
+        "Shares of ones; for AP and INP, values near the mean."
+        found = np.stack([rng.permutation((np.arange(10)<round(10*v['rank1'])).astype(float)), rng.permutation((np.arange(10)<round(10*v['rank5'])).astype(float)), *(v[k]+rng.permutation(np.linspace(-.05, .05, 10)) for k in ('mAP', 'mINP'))])
+        v |= dict(zip(('rank1', 'rank5', 'mAP', 'mINP'), found.mean(1).tolist()))
+        return found.astype(np.float16)
+    ranked,pictured = means_of(results)
+    spread = rng.permutation(np.linspace(-.1, .1, pictures))
+    kept = Outcomes(PEOPLE, {k: rows(v) for k,v in ranked.items()}, np.arange(pictures, dtype=np.int32)//2,
+                    {k: np.stack([10**(-v['psnr']/10)*(1+spread), v['ssim']+spread/10], 1).astype(np.float32) for k,v in pictured.items()})
+    (run/'results.json').write_text(json.dumps(results))
+    write_outcomes(kept, run)
+    return run
 
 class Page(HTMLParser):
     "Tags with attributes, text, and tables by caption."
@@ -102,8 +121,9 @@ def test_every_decision_is_there_with_its_reason_in_order(page):
     assert line in page.text
 
 def test_claims_are_counted(page):
-    verdicts = re.findall(r'(holds|failed) (?:w/o U|w/ U|An unprotected AGW)', page.text)
-    assert len(verdicts)==19 and f"claims that hold {verdicts.count('holds')} of 19" in page.text
+    verdicts = re.findall(r'(holds|fails|too close to tell) (?:w/o U|w/ U|An unprotected AGW)', page.text)
+    assert len(verdicts)==21 and f"claims that hold {verdicts.count('holds')} of 21 {verdicts.count('fails')} fail, 0 too close to tell" in page.text
+    assert 'Intervals were not recorded' in page.text
 
 def test_charts_show_what_there_is(page):
     labels = [a['aria-label'] for a in page.all('svg')]
@@ -115,7 +135,17 @@ def test_time_and_machine(page):
     assert page.tables['Training time (w/ U: since it left w/o U)']['w/ U']=={'seconds': '60', 'per epoch': '20.0'}
     assert page.tables['Machine']['device']['made with']=='2 CPU threads'
 
-def test_what_a_rank1_is_a_share_of_stands_beside_it(page): assert 'test people, 10 queries; by chance rank-1 would be 12.5%' in page.text
+def test_what_a_rank1_is_a_share_of_stands_beside_it(page, tmp_path):
+    share = '10 queries; by chance rank-1 would be 12.5%'
+    for before in ('Test people, ', 'Query-gallery, test people, ', 'Base 40.0%; '): assert before+share in page.text
+    assert page.text.count(share)==4                                               # claims, four settings, the outsider's table, the card
+    run = make_run(tmp_path/'run')
+    results = json.loads((run/'results.json').read_text())
+    (run/'results.json').write_text(json.dumps(results|dict(validated=dict(queries=7, chance=.25))))
+    assert 'validation people (7 queries; by chance rank-1 would be 25.0%)' in Page(write_report(run).read_text()).text
+    done = read_run(run)
+    text = summary(done.results, done.history, done.eps)
+    assert [t.splitlines()[-1].endswith(share) for t in text.split('\n\n') if t.startswith('Rank-1')]==[True, True]
 
 def test_pages_that_show_people_are_their_owners(tmp_path):
     a,b = make_run(tmp_path/'a'), make_run(tmp_path/'b', seed=1)
@@ -130,15 +160,16 @@ def test_a_run_of_an_older_version_is_read(tmp_path):
     (old/'history.jsonl').write_text(history.replace('"psnr_des": 20.0', '"psnr_des": Infinity', 1).replace('"psnr_rec": 24.0', '"psnr_rec": NaN', 1))
     assert 'Infinity' in (old/'results.json').read_text()
     then,now = read_run(old), read_run(new)
-    assert [asdict(c) for c in claims(then.results, then.history, then.eps)]==[asdict(c) for c in claims(now.results, now.history, now.eps)]
+    def said(run): return [(c.text, c.numbers, c.verdict) for c in claims(run.results, run.history, run.eps)]
+    assert said(then)==said(now)
     assert then.results['desensitized']==dict(psnr=20., ssim=.29, mean=100.)
     page = assert_self_contained(write_report(old).read_text())
-    assert '10 queries.' in page.text and 'chance' not in page.text
+    assert '10 queries.' in page.text and 'chance' not in page.text and 'Intervals were not recorded' in page.text
 
 def test_where_nothing_was_hidden_no_claim_of_privacy_holds(tmp_path):
     run = read_run(make_run(tmp_path/'run'))
     run.results['desensitized'] |= dict(psnr=100., ssim=1.)
-    assert [c.holds for c in claims(run.results, run.history, run.eps) if 'privacy constraint' in c.text]==[False, False]
+    assert [c.verdict for c in claims(run.results, run.history, run.eps) if 'privacy constraint' in c.text]==[FAILS, FAILS]
 
 def test_limits_are_what_the_rule_compared_with(tmp_path):
     found = limits(read_run(make_run(tmp_path/'run', eps_r1=.05, eps_psnr=1., eps_ssim=.05)))
@@ -162,7 +193,7 @@ def test_hostile_strings_stay_text(tmp_path):
 
 def test_a_claim_needs_more_than_a_draw(tmp_path):
     run = read_run(make_run(tmp_path/'run'))
-    def verdict(text): return {c.text: c.holds for c in claims(run.results, run.history, Epsilons(psnr=1., ssim=.05))}[text]
+    def verdict(text): return {c.text: c.verdict==HOLDS for c in claims(run.results, run.history, Epsilons(psnr=1., ssim=.05))}[text]
     assert verdict('w/ U is above w/o U, raw-protected') and verdict('w/ U: the supervision was upgraded at least once')
     run.results['arms']['w/o U']['settings']['raw-protected']['rank1'] = run.results['arms']['w/ U']['settings']['raw-protected']['rank1']
     assert not verdict('w/ U is above w/o U, raw-protected')
@@ -178,6 +209,106 @@ def test_a_claim_needs_more_than_a_draw(tmp_path):
     assert verdict(small)
     run.results['arms']['Upper']['settings']['raw-raw']['rank1'] += .002
     assert not verdict(small)
+
+# --- intervals
+
+def number(values, people=PEOPLE): return Estimate(float(np.mean(values)), resampled(people, [values])[0], len(set(people)))
+
+def test_a_verdict_is_that_of_the_interval():
+    people = np.arange(40)//2
+    sure,mixed = np.ones(40), np.where(people%2, 1., -1.)
+    assert [number(v, people).verdict for v in (sure, -sure, mixed, 0*sure)]==[HOLDS, FAILS, CLOSE, CLOSE]
+    assert number(sure, 0*people).verdict==CLOSE and number(sure, 0*people).interval is None          # a single person
+    low,high = number(mixed+.2, people).interval
+    assert low<0<high and judged('x', ('', 'rank-1', number(sure, people), 1), ('', 'mAP', number(mixed, people), 1)).verdict==CLOSE
+    assert judged('x', ('', 'rank-1', number(mixed, people), 1), ('', 'mAP', number(-sure, people), 1)).verdict==FAILS
+
+@pytest.fixture(scope='module')
+def kept(tmp_path_factory):
+    "A run with outcomes."
+    return keep_outcomes(make_run(tmp_path_factory.mktemp('kept')/'run'))
+
+def test_every_comparison_of_arms_has_its_interval(kept):
+    page,done = assert_self_contained(write_report(kept).read_text()), read_run(kept)
+    found = claims(done.results, done.history, done.eps)
+    brackets = r'\([+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]\)'
+    for c in found: assert len(re.findall(brackets, c.numbers))==len(c.margins), c.numbers
+    assert sum(not c.margins for c in found)==1                                                       # upgrades are counted
+    assert {c.verdict for c in found}<={HOLDS, FAILS, CLOSE} and CLOSE in {c.verdict for c in found}
+    for title in ('Rank-1, %', 'mAP, %', 'Rank-5, %', 'mINP, %'):
+        for arm in ('w/o U', 'w/ U'):
+            for cell in page.tables[title][arm].values(): assert re.fullmatch(r'[\d.]+ [+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]', cell), cell
+    assert '95% interval of 2,000 draws of the 5 people' in page.text and 'not recorded' not in page.text
+
+def test_an_interval_is_of_the_same_draws_for_both(kept):
+    "An arm compared with itself has no luck; with another, that of the difference."
+    run = read_run(kept)
+    run.results.outcomes.ranked['arms/Base/raw-protected'] = run.results.outcomes.ranked['arms/w/ U/raw-protected']
+    run.results['arms']['Base']['settings']['raw-protected'] = run.results['arms']['w/ U']['settings']['raw-protected']
+    c = next(c for c in claims(run.results, run.history, run.eps) if c.text=='w/ U is above Base, raw-protected')
+    assert [m.by.interval for m in c.margins]==[(0., 0.)]*2 and c.verdict==CLOSE
+
+def test_the_outsider_is_compared_with_desensitized_images_too(kept):
+    def found(shift):
+        run = read_run(kept)
+        for s in ('raw-protected', 'protected-raw'): run.results['unprotected']['w/ U'][s]['rank1'] = .3+shift
+        run.results.outcomes = None
+        return next(c for c in claims(run.results, run.history, run.eps) if 'w/ U hardly more often' in c.text)
+    assert [found(v).verdict for v in (0., .04, .06)]==[HOLDS, HOLDS, FAILS] and '34.0% against 30.0%, +4.0' in found(.04).numbers
+    c = next(c for c in claims(*(getattr(read_run(kept), k) for k in ('results', 'history', 'eps'))) if 'w/ U hardly more often' in c.text)
+    low,high = c.margins[0].by.interval
+    assert low<=5.<=high and f'[{low:+.1f}, {high:+.1f}]' in c.numbers                                # 30 against 30 %, at most 5 more
+
+def test_outcomes_of_another_test_are_refused(kept, tmp_path, one_line):
+    "Cut, of other people, of other arms, or with another mean."
+    import shutil
+    from safetensors.torch import load_file, save_file
+    whole = load_file(kept/'outcomes.safetensors')
+    def ruined(name, change):
+        run = shutil.copytree(kept, tmp_path/name)
+        path = run/'outcomes.safetensors'
+        t = change(dict(whole))
+        path.write_bytes(t) if isinstance(t, bytes) else save_file(t, path)
+        with pytest.raises(ValueError) as e: read_run(run)
+        one_line(e.value, path, 'results.json', 'Remove it')
+        path.unlink()
+        assert read_run(run).results.outcomes is None
+    key = 'ranked/arms/w/ U/raw-raw'
+    ruined('cut', lambda t: (kept/'outcomes.safetensors').read_bytes()[:-7])
+    ruined('fewer', lambda t: {k: v for k,v in t.items() if k!=key})
+    ruined('other', lambda t: t|{'pictured/protected/Base': t['pictured/desensitized'].clone()})
+    ruined('mean', lambda t: t|{key: 1-t[key]})
+    ruined('nan', lambda t: t|{key: t[key]*float('nan')})
+    ruined('people', lambda t: t|{'people': t['people'][1:].clone()})
+    ruined('no people', lambda t: {k: v for k,v in t.items() if k!='people'})
+    ruined('stranger', lambda t: t|{'else': t['people'].clone()})
+    ruined('likeness', lambda t: t|{'pictured/desensitized': t['pictured/desensitized']+.01})
+
+def test_a_run_keeps_what_became_of_each_query(tmp_path):
+    "What is read back has the means of the results, at a thirtieth of their table's size and without anybody's number."
+    cfg = preset('demo', people=8, test_people=4, epochs=1, batch=16, ngf=4, ndf=4, milestones=(), data='synthetic')
+    results = run_experiment(cfg, tmp_path/'run', ('Upper', 'Base', 'w/o U'))
+    kept,now = load_outcomes(tmp_path/'run', load_results(tmp_path/'run')), results.outcomes
+    for part in ('ranked', 'pictured'):
+        assert getattr(kept, part).keys()==getattr(now, part).keys()==means_of(results)[part=='pictured'].keys()
+        for k,v in getattr(kept, part).items(): assert np.array_equal(v, getattr(now, part)[k])
+    for k,v in means_of(results)[0].items(): assert kept.ranked[k].astype(float).mean(1)==pytest.approx([v[m] for m in ('rank1', 'rank5', 'mAP', 'mINP')], abs=1e-3)
+    assert kept.identities==4 and set(np.unique(kept.people))==set(range(4)) and (tmp_path/'run'/'outcomes.safetensors').stat().st_size<30_000
+    assert results['validated']['queries']>0 and 0<results['validated']['chance']<1
+    capture = summary(results, [], read_run(tmp_path/'run').eps)
+    assert 'draws of the 4 people' in capture
+
+def test_seeds_are_put_together():
+    def seed(i, value, spread=1.): return [judged('b', ('', 'rank-1', Estimate(value, np.random.default_rng(i).normal(value, spread, 2000), 30), 1))]
+    def verdict(*values): return pooled_claims([seed(i, v) for i,v in enumerate(values)])[0]
+    assert [verdict(*v).verdict for v in ((3., 4., 5.), (-6., 1., 9.), (-4., -4.5, -5.))]==[HOLDS, CLOSE, FAILS]
+    assert verdict(3., 4., 5.).margins[0].by.value==4. and '3 holds' in verdict(3., 4., 5.).numbers
+    low,high = verdict(1., 1., 1.).margins[0].by.interval
+    one = seed(0, 1.)[0].margins[0].by.interval
+    assert 1.4<(one[1]-one[0])/(high-low)<2.1                                                         # three times the people: sqrt(3)
+    same = pooled_claims([seed(0, 1.)]*3, same_people=True)[0].margins[0].by.interval                 # the same people three times: no more people
+    assert (same[1]-same[0])/(one[1]-one[0])==pytest.approx(1, abs=.1)
+    assert pooled_claims([seed(0, 1.)])[0].text=='b'
 
 def test_pictures_come_back_pixel_by_pixel(tmp_path):
     x = torch.randint(256, (3, 3, 8, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -215,6 +346,15 @@ def test_every_measurement_is_in_some_table(runs):
             for s,found in row['settings'].items():
                 for m,title in dict(rank1='Rank-1', rank5='Rank-5', mAP='mAP', mINP='mINP').items(): assert tables[f'{title}, {s}, %'].at[name, arm]==100*found[m]
     assert len(tables)==4*4+4 and sum(t.notna().sum().sum() for t in tables.values())==sum(measured(r.results).notna().sum().sum() for r in runs.values())
+
+def test_seeds_speak_together_in_a_comparison(tmp_path):
+    runs = read_runs([keep_outcomes(make_run(tmp_path/n, seed=i, shift=.02*i), i) for i,n in enumerate('abc')]+[make_run(tmp_path/'old', seed=3)])
+    (group,found), = claims_over_seeds(runs).items()
+    assert group=='a, b, c, old' and len(found)==21 and all(m.by.interval for c in found for m in c.margins)
+    assert 'Claims, a, b, c, old' in comparison_text(runs) and '10 queries; by chance' in comparison_text(runs)
+    page = assert_self_contained(write_comparison(runs, tmp_path).read_text())
+    assert 'Claims, a, b, c, old' in page.text and page.text.count('by themselves:')==21
+    assert claims_over_seeds({k: v for k,v in runs.items() if k=='a'})=={}
 
 def test_only_the_seed_may_differ_in_a_mean(tmp_path):
     def groups(*folders): return same_but_seed(read_runs(folders))
