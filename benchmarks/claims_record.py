@@ -1,0 +1,113 @@
+"The record of `benchmarks/claims.py`: what is kept of each run, in one small file, and the run that can be read from it again."
+import base64, json, lzma, re, sys, tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTCOMES = 'outcomes.safetensors'   # what became of each query and picture: what intervals are made of
+MOST = 10**6                        # bytes of a record
+
+# -- a run as a row ---------------------------------------------------------------------------------------------------
+
+def columns(rows:list[dict])->dict: # of dictionaries with the same fields
+    "Rows as fields and values: each name is written once."
+    fields = list(rows[0]) if rows else []
+    return dict(fields=fields, rows=[[r[f] for f in fields] for r in rows])
+
+def rows_of(table:dict)->list[dict]: return [dict(zip(table['fields'], r)) for r in table['rows']]
+
+def kept_of(history:list[dict])->dict: # arm -> validations, decisions
+    "What is kept of a history: no losses."
+    arms = dict.fromkeys(h['arm'] for h in history if h['kind']=='validation')
+    def of(arm, kind): return columns([{k: v for k,v in h.items() if k not in ('arm', 'kind')} for h in history if h['arm']==arm and h['kind']==kind])
+    return {a: dict(validation=of(a, 'validation'), decision=of(a, 'decision')) for a in arms}
+
+def history_of(kept:dict)->list[dict]:
+    "The rows again, decisions after their validations."
+    found = []
+    for arm,kinds in kept.items():
+        rows = [dict(arm=arm, kind=kind)|r for kind,table in kinds.items() for r in rows_of(table)]
+        found += sorted(rows, key=lambda r: (r['epoch'], r['kind']=='decision'))
+    return found
+
+def packed(data:bytes)->str: return base64.b85encode(lzma.compress(data, preset=9)).decode()
+def unpacked(text:str)->bytes: return lzma.decompress(base64.b85decode(text))
+
+def row_of(folder:Path, note:Path, base:dict, outcomes:bool=True)->dict:
+    "What is kept of a finished run; `base` is the configuration that the runs share."
+    from privreid.experiments import load_history, load_run
+    cfg,meta = load_run(folder)
+    own = json.loads((folder/'results.json').read_text(encoding='utf-8'))
+    history,sittings = load_history(folder), json.loads(note.read_text())
+    acted = {a: [h['epoch'] for h in history if h['kind']=='decision' and h['action']==a] for a in ('upgrade', 'fall back')}
+    seconds = {a: r['seconds'] for a,r in own['arms'].items()}
+    row = dict(name=folder.name, seed=cfg.seed, desensitizer=cfg.desensitizer, config={k: v for k,v in json.loads(json.dumps(asdict(cfg))).items() if base.get(k)!=v},
+               run=meta, made=sittings, seconds=seconds, upgrades=acted['upgrade'], falls=acted['fall back'], results=own, history=kept_of(history))
+    if outcomes and (folder/OUTCOMES).is_file(): row['outcomes'] = packed((folder/OUTCOMES).read_bytes())
+    return row
+
+def restored(row:dict, base:dict, folder:Path):
+    "Write the folder of a run as its row tells of it, and read it as any run."
+    from privreid.report import read_run
+    folder.mkdir(parents=True, exist_ok=True)
+    def put(name, text): (folder/name).write_text(text, encoding='utf-8')
+    put('config.json', json.dumps(base|row['config']|dict(run=row['run'])))
+    put('results.json', json.dumps(row['results']))
+    put('history.jsonl', ''.join(json.dumps(h)+'\n' for h in history_of(row['history'])))
+    if 'outcomes' in row: (folder/OUTCOMES).write_bytes(unpacked(row['outcomes']))
+    return read_run(folder)
+
+# -- all of them ------------------------------------------------------------------------------------------------------
+
+def finished(out:Path)->list[tuple[Path,Path]]: # folder, note
+    "Runs that are whole, in the order of seeds; Upper's own are in those that took it over."
+    found = [p.parent for p in out.glob('runs/*/results.json') if not p.parent.name.endswith('-upper')]
+    return [(f, out/'made'/f'{f.name}.json') for f in sorted(found, key=lambda f: (int(re.match(r'seed(\d+)', f.name)[1]), f.name))]
+
+def sources(record:dict)->set[str]:
+    "The states of the code that a record comes from: one, if all is well."
+    rows = record['runs']+record.get('threads', [])+[record[k] for k in ('demo', 'long') if k in record]
+    return {m['code'] for r in rows for m in r['made']}
+
+def demo_seconds()->int:
+    "How long the demo took, as lesson 07 shows it."
+    cells = json.loads((ROOT/'nbs'/'07_experiments.ipynb').read_text(encoding='utf-8'))['cells']
+    text = ''.join(''.join(o.get('text', '')) for c in cells for o in c.get('outputs', []))
+    return int(re.search(r'(\d+) s on \d+ CPU cores', text)[1])
+
+def collect(out:Path, to:Path)->int: # 1: something is not as it should be
+    "Write the record; parts that `out` has nothing of stay as they were."
+    from privreid.experiments import load_run
+    from privreid.files import strict_json
+    from privreid.joint import preset
+    runs,old = finished(out), json.loads(to.read_text(encoding='utf-8')) if to.is_file() else {}
+    base = json.loads(json.dumps(asdict(load_run(runs[0][0])[0]))) if runs else old.get('config')
+    if base is None: raise SystemExit(f'{out} holds no finished run of `claims.py train`: train first.')
+    differs = {k: v for k,v in base.items() if k not in ('seed', 'desensitizer') and json.loads(json.dumps(asdict(preset('demo'))))[k]!=v}
+    record = old|dict(config=base, unlike_demo=differs)
+    if runs: record['runs'] = [row_of(*r, base) for r in runs]
+    pairs = [r for n in (1, 2) for r in finished(out/'threads'/str(n))]
+    if pairs: record['threads'] = [row_of(*r, base, outcomes=False) for r in pairs]
+    made = out/'demo'/'made.json'
+    if made.is_file(): record['demo'] = dict(made=[json.loads(made.read_text())], seconds=demo_seconds())
+    for folder,note in finished(out/'long'): record['long'] = {k: v for k,v in row_of(folder, note, base, outcomes=False).items() if k in ('config', 'made', 'seconds', 'upgrades', 'falls')}
+    head = {k: v for k,v in record.items() if k not in ('runs', 'threads')}
+    lists = ''.join(f',\n"{k}": [\n'+',\n'.join(strict_json(r) for r in record[k])+'\n]' for k in ('runs', 'threads') if k in record)   # a run a line
+    to.parent.mkdir(exist_ok=True)
+    to.write_text(strict_json(head, indent=None)[:-1]+lists+'}\n', encoding='utf-8')
+    size,mixed = to.stat().st_size, len(sources(record))
+    print(f"{to}: {len(record['runs'])} runs, {size/1e3:.0f} kB")
+    if mixed>1: print(f'It comes from {mixed} states of the code: record all of it again from one.', file=sys.stderr)
+    if size>=MOST: print(f'That is too much: at most {MOST/1e6:.0f} MB.', file=sys.stderr)
+    if differs: print(f'Its set-up is not that of the preset demo: {differs}', file=sys.stderr)
+    return int(mixed>1 or size>=MOST)
+
+class Record:
+    "A record with its runs as `read_run` gives them."
+    def __init__(self, path:Path):
+        self.raw = json.loads(Path(path).read_text(encoding='utf-8'))
+        self.tmp = tempfile.TemporaryDirectory()   # goes when the record goes
+        def read(rows, sub): return [restored(r, self.raw['config'], Path(self.tmp.name)/sub/str(i)) for i,r in enumerate(rows)]
+        self.runs,self.threads = read(self.raw['runs'], 'runs'), read(self.raw.get('threads', []), 'threads')
+    def __getitem__(self, key): return self.raw[key]
+    def get(self, key, default=None): return self.raw.get(key, default)
