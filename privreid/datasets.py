@@ -446,14 +446,14 @@ def _apart(
             process = psutil.Process(child.pid)
             while child.poll() is None and not why:
                 silent[0] += tick                                         # no clock: it goes on while a machine sleeps
-                if silent[0]>patience: why.append(f'nothing was heard of its reader for {patience:g} seconds')
+                if silent[0]>patience: why.append(f'nothing was heard of its reader for {patience:g} s')
                 elif process.memory_info().rss>memory*10**6: why.append(f'it asks for more than {memory} MB of memory')
                 else: time.sleep(tick)
         if why: child.kill()
     with child:
         try:
             Thread(target=watch, daemon=True).start()
-            with suppress(OSError): child.stdin.write(json.dumps(given).encode()); child.stdin.close()
+            with suppress(OSError): child.stdin.write(strict_json(given).encode()); child.stdin.close()
             for line in iter(lambda: child.stdout.readline(2**20), b''):
                 silent[0],said = 0, json.loads(line)
                 if isinstance(said, list): yield said[0]; continue
@@ -467,7 +467,8 @@ def _apart(
         finally: child.kill()
 
 # %% ../nbs/00c_datasets.ipynb #f4493aae
-def _write_pictures(release:str, variant:str, folder:str):   # its source runs in another process: `_apart`
+def _write_pictures(release:str, variant:str, folder:str)->'Iterator': # how many people, then who is done
+    "What `extract_pictures` does. Its source runs in a process of its own, so it imports all that it uses."
     import math, os
     import h5py
     from PIL import Image
