@@ -554,3 +554,52 @@ def test_steps_out_of_order(one_line):
     with pytest.raises(ValueError) as e: undo_weight(CenterLoss(2, 3))
     one_line(e.value, 'backward')
     assert GeM(3).p==3. and NonLocal(1)(torch.zeros(1, 1, 2, 2)).shape==(1,1,2,2)
+
+# --- the weights of pairs as AGW's code has them
+
+def slow_weights(z, mask, eps):
+    "One row: the maximum counts pairs that take no part as 0; `eps` is added to the sum."
+    top = max(v if m else 0. for v,m in zip(z, mask))
+    e = [math.exp(v-top) if m else 0. for v,m in zip(z, mask)]
+    return [v/(sum(e)+eps) for v in e]
+
+@pytest.mark.parametrize('scale', [.1, 1., 5., 20.])
+def test_wrt_with_agws_weights_is_the_slow_loop(scale):
+    torch.manual_seed(0)
+    f,labels = scale*torch.randn(8, 6, dtype=torch.float64), torch.tensor([0,0,0,1,1,2,2,2])
+    d,total = torch.cdist(f, f).tolist(), 0.
+    for i in range(8):
+        same = [(labels[j]==labels[i]).item() for j in range(8)]
+        far = sum(w*v for w,v in zip(slow_weights(d[i], same, 1e-6), d[i]))
+        near = sum(w*v for w,v in zip(slow_weights([-v for v in d[i]], [not s for s in same], 1e-6), d[i]))
+        total += (math.log1p(math.exp(far-near)))/8
+    assert wrt_loss(f, labels, 1e-6).item()==pytest.approx(total, rel=1e-3)
+
+def on_a_line(away): return torch.tensor([[0.], [1.], [.5+away]]), torch.tensor([0,0,1])
+
+def test_agws_weights_vanish_beyond_a_distance_of_14():
+    for away,alike in ((5, True), (8, True), (20, False), (50, False)):
+        exact,theirs = (wrt_loss(*on_a_line(away), eps).item() for eps in (0., 1e-6))
+        assert (abs(theirs-exact)<.01)==alike, away
+    f,labels = on_a_line(50.)
+    grads = [torch.autograd.grad(wrt_loss(t := f.clone().requires_grad_(), labels, eps), t)[0] for eps in (0., 1e-6)]
+    assert grads[1][2].abs()<1e-6                                          # the negative is not there
+    assert -math.log(1e-6)==pytest.approx(13.8, abs=.1)                    # where e^-d falls below it
+
+@pytest.mark.parametrize('apart', [43., 80., 100., 1e4])
+def test_wrt_does_not_overflow_where_log_of_1_plus_exp_does(apart):
+    "A positive far away, a negative near: the loss is the difference of their distances, either way."
+    f,labels = torch.tensor([[0.], [apart], [0.], [apart]]), torch.tensor([0,0,1,1])
+    for eps in (0., 1e-6):
+        t = f.clone().requires_grad_(); loss = wrt_loss(t, labels, eps); loss.backward()
+        assert loss.item()==pytest.approx(apart, rel=1e-3) and t.grad.isfinite().all()
+    written_out = nn.SoftMarginLoss()(torch.tensor([-apart]), torch.ones(1))
+    assert written_out.isinf()==(apart>88.8)
+
+def test_agw_loss_hands_eps_on():
+    out,labels,center = ReidOutput(torch.zeros(3, 2), 30*torch.tensor([[0.,0], [1,0], [4,0]])), torch.tensor([0,0,1]), CenterLoss(2, 2)
+    exact,theirs = (agw_loss(out, labels, center, 0., wrt_eps=eps).item() for eps in (0., 1e-6))
+    assert theirs-exact==pytest.approx((wrt_loss(out.pooled, labels, 1e-6)-wrt_loss(out.pooled, labels)).item(), rel=1e-4)
+    assert wrt_loss(out.pooled, labels, 1e-6)>wrt_loss(out.pooled, labels)+1
+    for eps in (-1., math.nan, '1'):
+        with pytest.raises(ValueError, match='eps'): wrt_loss(out.pooled, labels, eps)

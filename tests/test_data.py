@@ -537,3 +537,25 @@ def test_rows_that_cannot_be_drawn(rows, pids, one_line):
     with pytest.raises((TypeError, ValueError)) as e: SyntheticPedestrians(size=(16,8)).split(rows, pids)
     one_line(e.value)
     assert any(word in str(e.value) for word in ('rows of (person, camera, shot)', 'person, camera and shot must be', 'pids are whole numbers', '1 labels'))
+
+# --- where the authors differ
+
+def test_an_erased_rectangle_is_grey():
+    "ImageNet's mean. Written into a tensor that was normalised by it, as the authors do, it would come out brighter."
+    dice = dict(flip=torch.tensor([False]), shift=torch.zeros(1, 2).long(), box=torch.tensor([[0,0,8,8]]))
+    out, = augment(dice, torch.zeros(1, 3, 8, 8))
+    mean = torch.tensor([.485, .456, .406])
+    torch.testing.assert_close((out[0,:,0,0]+1)/2, mean)
+    theirs = mean*.5+mean   # back to [0,1]
+    assert [round(v, 2) for v in theirs.tolist()]==[.73, .68, .61]
+
+def test_an_epoch_fills_up_where_the_authors_leave_out():
+    "Five people with seven images: nobody's last three are lost, and nobody has more than eight."
+    pids = torch.arange(5).repeat_interleave(7)
+    seen = torch.cat(PKSampler(pids, p=5, k=4).epoch(0))
+    assert len(seen)==40 and len(seen.unique())==35            # left out: 20 images of five groups
+    sizes = np.random.default_rng(1).gamma(2.2, 17.2/2.2, 751).round().clip(2, 72).astype(int)   # as many as in Market-1501, or so
+    sampler = PKSampler(torch.arange(751).repeat_interleave(torch.from_numpy(sizes)))
+    shown = [torch.cat(sampler.epoch(e)) for e in (0, 1)]
+    assert all(1.06<len(s)/sizes.sum()<1.09 for s in shown)
+    assert len(torch.cat(shown).unique())>.99*sizes.sum()

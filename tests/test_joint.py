@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest, torch
 from accelerate import Accelerator
-from privreid.data import SyntheticPedestrians, to_float
+from privreid.agw import NonLocal
+from privreid.data import SyntheticPedestrians, augment, draw_augmentation, to_float
 from privreid.desensitize import Blur, GaussianNoise
 from privreid import joint as module, machine
-from privreid.joint import LATER, RULES, Callback, Config, JointTraining, ReidTraining, Supervision, Trainer, check, lr_factor, preset, read_config, stretched
+from privreid.joint import LATER, RULES, Callback, Config, JointTraining, ReidTraining, Supervision, Trainer, agw_of, check, desensitizer_of, lr_factor, preset, read_config, stretched
 
 TINY = dict(ngf=4, ndf=4, batch=8, epochs=2, milestones=(), people=10, test_people=4)
 
@@ -285,3 +286,46 @@ def test_accelerate_launch_shares_a_run(tmp_path):
     rows = [json.loads(l) for l in (run/'history.jsonl').read_text().splitlines()]
     assert [(r['arm'], r['epoch']) for r in rows if r['kind']=='epoch']==[(a, e) for a in ('Upper', 'Base', 'w/o U', 'w/ U') for e in (1, 2)]
     assert done.stdout.count('Report: ')==1
+
+# --- where the authors differ
+
+def test_what_a_teacher_looks_at(street):
+    "A desensitizer hides the whole picture, which is augmented then; a generator sees the augmented picture, as its pupil does."
+    trainer = Trainer(joint(), street.train, Supervision(Blur()))
+    x,y,_ = next(trainer.batches(1))
+    raw = trainer.images[trainer.sampler.epoch(1)[0]]
+    dice = draw_augmentation(len(raw), *trainer.cfg.size, generator=torch.Generator().manual_seed(module.seed_of(trainer.cfg.seed, 7, 1)))
+    want = augment(dice, to_float(raw), Blur()(to_float(raw)))
+    assert torch.equal(x, want[0]) and torch.equal(y, want[1])
+    assert not torch.allclose(y, Blur()(x), atol=.1)                       # covered after it was blurred: the edge is sharp
+    trainer.supervision.upgrade(trainer.nets['G_X'])
+    x,y,_ = next(trainer.batches(1))
+    assert torch.equal(x, want[0])                                         # the same people, the same accidents
+    assert torch.equal(y, trainer.supervision(x)) and not torch.allclose(y, augment(dice, trainer.supervision(to_float(raw)))[0], atol=1e-3)
+
+def test_the_condition_teaches_too(batch):
+    "Equation (4) detaches nothing: `adv_rec` reaches G_X through the recovered picture and through the condition."
+    training = joint()
+    x,y,labels = batch
+    p,r = training.generate(x)
+    through,beside = p.detach().requires_grad_(), r.detach()
+    loss = training.losses_G(x, y, through, beside, labels)['adv_rec']
+    assert torch.autograd.grad(loss, through)[0].abs().sum()>0
+    through,beside = p.detach().requires_grad_(), r.detach().requires_grad_()
+    losses = training.losses_D(x, y, through, beside)
+    assert torch.autograd.grad(losses['D_X'], [through, beside], allow_unused=True)==(None, None)   # in the step of D_X everything is
+
+def test_variants_reach_the_networks():
+    cfg = preset('demo', **TINY|dict(desensitizer='pixelation', corner=True, inter_channels=1, stem_relu=False, wrt_eps=1e-6))
+    training = JointTraining(cfg, 8, Accelerator(cpu=True))
+    for net in (training.nets['reid'], agw_of(cfg, 8)):
+        assert {m.theta.out_channels for m in net.modules() if isinstance(m, NonLocal)}=={1} and isinstance(net.backbone.relu, torch.nn.Identity)
+    assert desensitizer_of(cfg).corner and not desensitizer_of(replace(cfg, corner=False)).corner and type(desensitizer_of(replace(cfg, desensitizer='blur'))) is Blur
+    plain = agw_of(preset('demo', **TINY), 8)
+    assert {m.theta.out_channels for m in plain.modules() if isinstance(m, NonLocal)}=={12, 24} and isinstance(plain.backbone.relu, torch.nn.ReLU)
+    seen = []
+    patched = module.agw_loss
+    module.agw_loss = lambda *args: seen.append(args[-1]) or patched(*args)
+    try: training.reid_loss(torch.rand(8, 3, *cfg.size)*2-1, torch.arange(8)//2)
+    finally: module.agw_loss = patched
+    assert seen==[1e-6]

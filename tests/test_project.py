@@ -98,3 +98,21 @@ def test_requirements_are_lower_bounds():
     ini = ConfigParser(delimiters=['='])
     ini.read(ROOT/'settings.ini', encoding='utf-8')
     for r in ini['DEFAULT']['requirements'].split(): assert re.fullmatch(r'[\w.-]+>=\d+(\.\d+)*', r), r
+
+# --- where paper, authors and this package differ, the lesson says so at that spot
+
+BOXES = {   # lesson -> what differs
+    '00_data': ('the range of pictures', 'the last images of a person', 'the grey of an erased rectangle'),
+    '01_desensitize': ('the colour of a block',),
+    '03_agw': ('channels inside a non-local block', "the stem's ReLU", 'the weights of pairs'),
+    '04_joint': ('the epochs of the learning rate', 'the condition of `D_X` in `adv_rec`', 'which epoch is kept'),
+    '05_upgradation': ('the rank-1 to start at', 'private, and not even better than at the start', 'private again after a fall', 'what privacy is measured on', 'what the teacher looks at after an upgrade'),
+    '07b_tables': ('who trains on which pictures', 'the cameras of MSMT17')}
+BOX = re.compile(r'^\| \*\*Paper / authors / here\*\* \| (.+) \|\n\|---\|---\|\n\| paper \| (.+) \|\n\| authors \| (.+) \|\n\| here \| (.+) \|$', re.M)
+
+@pytest.mark.parametrize('lesson', BOXES)
+def test_a_lesson_says_where_the_authors_differ(lesson):
+    cells = json.loads((ROOT/'nbs'/f'{lesson}.ipynb').read_text(encoding='utf-8'))['cells']
+    texts = [''.join(c['source']) for c in cells if c['cell_type']=='markdown']
+    assert tuple(sorted(m[1] for t in texts for m in BOX.finditer(t)))==tuple(sorted(BOXES[lesson]))
+    for t in texts: assert t.count('**Paper / authors / here**')==len(BOX.findall(t)), t

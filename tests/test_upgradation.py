@@ -1,6 +1,7 @@
 "Properties of the rule that must hold for every history."
 import json, math
 from dataclasses import asdict, replace
+import numpy as np
 import pytest, torch
 from hypothesis import given, strategies as st
 from privreid.upgradation import JUDGED, PSNR_CEILING, Epsilons, State, Validation, decide, draw_decisions, is_private, replay, validations
@@ -71,3 +72,45 @@ def test_the_figure_shows_all_three_limits():
     fig = draw_decisions([FINE, replace(FINE, epoch=10, ssim_ano=.6)], .5, Epsilons(1., .05))
     for ax,limit in zip(fig.axes, (.45, 21., .55)): assert ax.lines[0].get_ydata()[0]==pytest.approx(limit)
     assert [ax.lines[1].get_ydata()[1] for ax in fig.axes]==[.9, 20.5, .6]
+
+# --- where the authors decide otherwise
+
+def supervised(history, start, eps=Epsilons()):
+    "What supervises after each validation in the authors' code, in words of our own: the epoch of a generator, or None."
+    best,now,last,out = start, None, None, []
+    for v in history:
+        if not is_private(v, eps): now = None
+        elif v.r1_raw_ano>best: best,now,last = v.r1_raw_ano, v.epoch, v.epoch
+        elif v.r1_raw_ano<=start: now = None                 # no better than at the start: desensitized again
+        elif now is None: now = last                         # private again, but no record: the old generator returns
+        out.append(now)
+    return out
+
+def ours(history, start, eps=Epsilons()):
+    state,now,out = State(start), None, []
+    for v in history:
+        d = decide(v, state, eps); state = d.state
+        now = v.epoch if d.action=='upgrade' else None if d.action=='fall back' else now
+        assert state.upgraded==(now is not None)
+        out.append(now)
+    return out
+
+def at(epoch, r1, private=True): return Validation(epoch, 20.5 if private else 25., .52, 20., .5, r1)
+
+@pytest.mark.parametrize('history, here, theirs', [
+    ([at(1, .6), at(2, .35)], [1, 1], [1, None]),                                                   # private, not above the start of .4
+    ([at(1, .6), at(2, .7, False), at(3, .5)], [1, None, None], [1, None, 1]),                      # private again, no record
+    ([at(1, .6), at(2, .7, False), at(3, .8)], [1, None, 3], [1, None, 3]),                         # private again, a record
+    ([at(1, .6), at(2, .5), at(3, .7)], [1, 1, 3], [1, 1, 3]), ([at(1, .3), at(2, .3, False)], [None, None], [None, None])])
+def test_two_histories_on_which_the_authors_decide_otherwise(history, here, theirs):
+    assert ours(history, .4)==here and supervised(history, .4)==theirs
+
+def test_most_differences_are_of_the_first_kind():
+    rng,kinds = np.random.default_rng(0), dict(dismissed=0, returned=0)
+    for _ in range(300):
+        history = [at(e, r1, private) for e,(r1,private) in enumerate(zip(rng.uniform(.3, .7, 8), rng.random(8)<.8), 1)]
+        here,theirs = ours(history, .4), supervised(history, .4)
+        first = next((i for i,(a,b) in enumerate(zip(here, theirs)) if a!=b), None)
+        if first is not None: kinds['dismissed' if theirs[first] is None else 'returned'] += 1
+    print(kinds)
+    assert kinds['dismissed']>kinds['returned']>0
