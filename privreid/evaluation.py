@@ -506,7 +506,8 @@ def over_seeds(
     if same_people: own -= (d.mean(0).var()*runs-own)/(runs-1)   # what moves all runs together does not spread their means
     else: luck = rng.permuted(luck, axis=1)
     spread = max(0., mean.var(ddof=1)-own)                       # of the seeds
-    return mean.mean()+(spread/runs)**.5*rng.standard_t(runs-1, n)+luck.mean(0)
+    student = stdtrit(runs-1, (rng.permutation(n)+.5)/n)         # evenly drawn: its far ends are not left to chance
+    return mean.mean()+(spread/runs)**.5*student+luck.mean(0)
 
 def seed_interval(
     differences:list[np.ndarray], # (Q,) of each run: what one arm has and another has not, query by query

@@ -91,7 +91,7 @@ class Estimate:
         "Of the claim that this is above zero."
         if self.draws is None: return HOLDS if self.value>0 else FAILS
         low,high = self.interval or (-math.inf, math.inf)
-        return HOLDS if low>0 else FAILS if high<0 else CLOSE
+        return HOLDS if low>1e-9 else FAILS if high<-1e-9 else CLOSE   # a rounding is no difference
 
     def __repr__(self): return f'Estimate({in_brackets(self.value, self.interval, 2)})'
 
@@ -141,7 +141,9 @@ def pictured(
     draws,groups = (kept.likeness[key], len(np.unique(kept.shown))) if kept is not None and key in kept.pictured else ((None, None), 10**9)
     return tuple(Estimate(row[m], d, groups) for m,d in zip(('psnr', 'ssim'), draws))
 
-def verdict_of(verdicts)->str:
+def verdict_of(
+    verdicts:list[str], # of its parts
+)->str:
     "Of a claim with several parts."
     return next((v for v in (FAILS, CLOSE) if v in verdicts), HOLDS)
 
@@ -407,7 +409,7 @@ def likeness_part(run:Finished)->str:
 def snooper_part(run:Finished)->str:
     "What an unprotected AGW recognises."
     if not run.results['unprotected']: return ''
-    return '<p>Rank-1, %. Trained on raw images only, it stands for somebody who is not meant to recognise anybody.</p>'+table(to_desensitized(run.results))+f'<p>Query-gallery, test people, {queries(run.results)}. Small: difference to desensitized images{of_what(run.results)}.</p>'
+    return '<p>Rank-1, %. Trained on raw images only, it stands for somebody who is not meant to recognise anybody.</p>'+f'<div class="neutral">{table(to_desensitized(run.results))}</div><p>Query-gallery, test people, {queries(run.results)}. Small: difference to desensitized images{of_what(run.results)}.</p>'
 
 # %% ../nbs/07e_report.ipynb #1aa8a0e4
 def upgradation_part(run:Finished)->str:

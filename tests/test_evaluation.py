@@ -1,5 +1,5 @@
 "Metrics against trusted libraries, and the protocol's corners."
-import json, math
+import json, math, time
 from dataclasses import asdict, astuple
 from types import SimpleNamespace
 import numpy as np, pytest, torch
@@ -532,3 +532,9 @@ def test_outcomes_of_the_same_people_are_put_together():
     a,b = (Outcomes(np.array([0, 0, 1]), {k: np.ones((4, 3))}, np.array([0, 1]), {k: np.ones((2, 2))}) for k in 'ab')
     assert set((a|b).ranked)==set((a|b).pictured)=={'a', 'b'}
     with pytest.raises(ValueError, match='other test images'): a|Outcomes(np.array([0, 1, 1]), {}, a.shown, {})
+
+def test_intervals_of_market_1501_take_a_moment():
+    "Seven who looked, four settings, rank-1 and mAP of each of 3,368 queries; on a quiet core 0.1 s."
+    values,people = np.random.default_rng(0).random((56, 3368)), np.arange(3368)%750
+    def seconds(): start = time.perf_counter(); resampled(people, values); return time.perf_counter()-start
+    assert min(seconds() for _ in range(3))<.4

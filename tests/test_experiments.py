@@ -2,13 +2,14 @@
 import json, math, shutil, stat, warnings
 from dataclasses import asdict, replace
 from pathlib import Path
-import pytest, torch
+import numpy as np, pytest, torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from privreid.cli import main
 from privreid.data import PARTS, Split, SyntheticPedestrians
 from privreid.datasets import save_split
-from privreid.experiments import (ARM_FOLDERS, ARMS, Arm, Experiment, arm_named, begin, compare_part, evaluate_run, load_arm, load_history,
+from privreid.evaluation import SETTINGS
+from privreid.experiments import (ARM_FOLDERS, ARMS, Arm, Experiment, arm_named, begin, compare_part, evaluate_run, load_arm, load_history, load_outcomes,
                                   load_results, load_run, load_weights, look_of, open_run, read_pictures, refuse_other_images, run_experiment, write_json)
 from privreid.joint import preset
 
@@ -97,6 +98,18 @@ def test_a_relative_root_is_found_from_anywhere(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_run(tmp_path/'run')[0].root==str(trained/'market')
     open_run(tmp_path/'run')
+
+def test_measured_again_every_query_comes_out_the_same(home, tmp_path, capsys):
+    "The outcomes stay out of the JSON; a run that has none is measured with them."
+    run = home/'run'
+    kept = load_outcomes(run, load_results(run))
+    (run/'outcomes.safetensors').unlink()
+    assert load_outcomes(run, load_results(run)) is None
+    again = evaluate_run(run)
+    assert again.outcomes.ranked.keys()==kept.ranked.keys()=={'arms/Upper/raw-raw', *(f'unprotected/desensitized/{s}' for s in SETTINGS)}
+    assert all(np.array_equal(v, kept.ranked[k]) for k,v in again.outcomes.ranked.items())
+    code,_,err = say(capsys, 'evaluate', run, '--json', tmp_path/'out.json')
+    assert (code, err)==(0, '') and json.loads((tmp_path/'out.json').read_text())['arms']==again['arms']
 
 # --- the images of a run
 

@@ -131,6 +131,12 @@ def test_charts_show_what_there_is(page):
     assert any(l.startswith('PSNR of protected, dB') and 'w/ U: from 21 to 23' in l for l in labels)
     assert any(l.startswith('Re-ID, raw') and all(f'{a}: from 1 to 0.333' in l for a in RANK1) for l in labels)
 
+def test_all_three_limits_are_drawn(tmp_path):
+    "Rank-1 to beat, PSNR and SSIM: dotted, in their charts and in no other."
+    text = write_report(make_run(tmp_path/'run')).read_text()
+    drawn = {re.search(r'aria-label="(.*?) over the epochs', svg)[1]: 'stroke-dasharray' in svg for svg in re.findall(r'<svg.*?</svg>', text, flags=re.S)}
+    assert [k for k,dotted in drawn.items() if dotted]==['rank-1, raw-protected', 'PSNR of protected, dB', 'SSIM of protected'] and len(drawn)==7
+
 def test_time_and_machine(page):
     assert page.tables['Training time (w/ U: since it left w/o U)']['w/ U']=={'seconds': '60', 'per epoch': '20.0'}
     assert page.tables['Machine']['device']['made with']=='2 CPU threads'
