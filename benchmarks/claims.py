@@ -3,11 +3,13 @@
     python benchmarks/claims.py train --out DIR            # 3 desensitizers x 5 seeds, all arms; again: goes on
     python benchmarks/claims.py threads --out DIR          # one seed with one and with two threads
     python benchmarks/claims.py long --out DIR             # the longer recording, for the explorer and lesson 05
+    python benchmarks/claims.py real --out DIR --root FOLDER   # the preset on photographs, once; numbers are kept, no picture
     python benchmarks/claims.py demo --out DIR             # lesson 07, privreid/demo_run, README's picture, lesson 10
     python benchmarks/claims.py collect --out DIR          # -> benchmarks/claims/claims.json
     python benchmarks/claims.py write                      # -> nbs/claims.md, nbs/images/claims.svg, marked numbers in prose; --check only compares
 
 `train`, `threads` and `long` need torch and what `privreid train` needs, and no notebook: they also run on a bare machine with a GPU (`--device cuda --workers 6`).
+There, PRIVREID_COMMIT=$(git rev-parse --short=12 HEAD) of the machine that the files come from tells the commit. What was interrupted goes on when the command is given again.
 Each training is a process of its own, with as many threads as asked for. Upper has never seen a desensitizer: it is trained once a seed, and the runs of that seed take it over.
 `--preset-changes lambda_l1=50 epochs=12` tries another set-up; `collect` writes down what differs from the preset.
 """
@@ -20,7 +22,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RECORD,TEMPLATE = HERE/'claims'/'claims.json', HERE/'claims'/'claims.template.md'
-SHIPPED = 'config.json', 'history.jsonl', 'results.json'   # of a run, beside the package
+SHIPPED = 'config.json', 'history.jsonl', 'results.json', 'outcomes.safetensors'   # of a run, with the package
 DESENSITIZERS = 'blur', 'pixelation', 'noise'
 
 # -- whose numbers they are ------------------------------------------------------------------------------------------
@@ -32,10 +34,11 @@ def code_state()->str:
         if path.name!='_modidx.py': found.update(path.name.encode()+b'\0'+path.read_bytes())
     return found.hexdigest()
 
-def commit()->str: # '' where there is no git; ends in + where files were changed since
-    "The commit that is checked out."
+def commit()->str: # '' where nobody knows; ends in + where modules were changed since
+    "The commit that is checked out; PRIVREID_COMMIT names it where only the files have come along."
+    if named := os.environ.get('PRIVREID_COMMIT'): return named
     def git(*words): return subprocess.run(['git', '-C', str(ROOT), *words], capture_output=True, text=True).stdout.strip()
-    try: return f"{git('rev-parse', '--short=12', 'HEAD')}{'+' if git('status', '--porcelain', '--untracked-files=no', '--', 'privreid') else ''}".strip('+')
+    try: return (name := git('rev-parse', '--short=12', 'HEAD'))+('+' if name and git('status', '--porcelain', '--', 'privreid/*.py') else '')
     except OSError: return ''
 
 def processor()->str:
@@ -187,6 +190,12 @@ def threads(args)->int:
     jobs = [j for n in (1, 2) for j in jobs_of(args, set_up(args), args.seeds[:1], args.desensitizer[:1], ALL, f'threads/{n}', n)]
     return work_off(jobs, args.workers)
 
+def real(args)->int:
+    "One run on photographs."
+    cfg = replace(set_up(args, data=args.data, root=str(Path(args.root).expanduser().resolve())), seed=args.seeds[0])
+    jobs = [Job(f'seed{cfg.seed}-{d}', replace(cfg, desensitizer=d), ALL, args.out/'real', args.device, args.threads) for d in args.desensitizer]
+    return work_off(jobs, args.workers)
+
 LONG = dict(height=128, width=64, epochs=36, validate_every=1)   # about an hour on two CPU cores, minutes on a GPU
 
 def long(args)->int:
@@ -246,7 +255,7 @@ def main(words:list[str]=None)->int:
         c = commands.add_parser(name, help=what, **options)
         c.add_argument('--out', type=lambda s: Path(s).expanduser().resolve(), required=name!='write', help='folder of the recordings; the same again goes on')
         return c
-    for name,what in (('train', 'the runs of the table'), ('threads', 'one run with one thread and with two'), ('long', 'the longer recording')):
+    for name,what in (('train', 'the runs of the table'), ('threads', 'one run with one thread and with two'), ('long', 'the longer recording'), ('real', 'a run on photographs')):
         c = command(name, what)
         c.add_argument('--desensitizer', nargs='+', default=['all'], help='blur, pixelation, noise or all; threads and long take the first (default: all)')
         c.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2, 3, 4], help='threads and long take the first (default: 0 to 4)')
@@ -255,6 +264,9 @@ def main(words:list[str]=None)->int:
         c.add_argument('--threads', type=int, default=1, help='of each process (default: 1)')
         c.add_argument('--preset', default='demo')
         c.add_argument('--preset-changes', nargs='+', default=[], metavar='FIELD=VALUE', help='another set-up, say lambda_l1=50 milestones=6,8')
+        if name=='real':
+            c.add_argument('--root', required=True, help='folder of the data set')
+            c.add_argument('--data', default='market1501')
         if name=='long': c.add_argument('--ship', type=Path, default=ROOT/'privreid'/'long_run', help='where the package keeps it (default: %(default)s)')
     command('demo', 'lesson 07, and what is shipped of its demo').add_argument('--keep', action='store_true', help='the lesson has run already: only copy and draw')
     c = command('collect', 'one small file from all recordings')
@@ -269,7 +281,7 @@ def main(words:list[str]=None)->int:
         import claims_page, claims_record
         if args.command=='collect': return claims_record.collect(args.out, args.record)
         return claims_page.write(args.record, args.check)
-    return dict(train=train, threads=threads, long=long, demo=demo)[args.command](args)
+    return dict(train=train, threads=threads, long=long, real=real, demo=demo)[args.command](args)
 
 if __name__=='__main__':
     sys.path.insert(0, str(ROOT))

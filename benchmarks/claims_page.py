@@ -7,20 +7,18 @@ from textwrap import wrap
 import numpy as np
 import pandas as pd
 from claims_record import Record, rows_of, sources
-from privreid.report import claims, CROSSED
+from privreid.report import CLOSE, CROSSED, FAILS, HOLDS, claims, pooled_claims
 from privreid.tables import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT/'benchmarks'/'claims'/'claims.template.md'
 PAGE,PICTURE = ROOT/'nbs'/'claims.md', ROOT/'nbs'/'images'/'claims.svg'
-VERDICTS = 'holds', 'too close to tell', 'fails'
+VERDICTS = HOLDS, CLOSE, FAILS
 NUMBERS = 'no one two three four five six seven eight nine ten eleven twelve'.split()
 
 def in_words(n:int)->str: return NUMBERS[n] if 0<=n<len(NUMBERS) else str(n)
 
 def listed(words:list[str])->str: return ' and '.join(filter(None, [', '.join(words[:-1]), *words[-1:]]))
-
-def verdict_of(claim)->str: return getattr(claim, 'verdict', None) or ('holds' if claim.holds else 'fails')
 
 def short(text:str)->str:
     "A claim without what stands in parentheses."
@@ -40,13 +38,6 @@ def grouped(texts:list[str])->dict[str,list[str]]: # what stands for them -> cla
         found.setdefault(key, []).append((which, t))
     return {f"{before}{' '+listed([w for w,_ in of])+' ' if after else ''}{after}"+(f" ({', '.join(w for w,_ in of)})" if of[0][0] and not after else ''): [t for _,t in of] for (before,after),of in found.items()}
 
-def pooled(runs:list)->list|None: # claims of several seeds as one; None: these runs kept no outcomes
-    "The claims of all seeds of one desensitizer together, with intervals over seeds and people."
-    try: from privreid.report import pooled_claims
-    except ImportError: return None
-    if any(getattr(r.results, 'outcomes', None) is None for r in runs): return None
-    return pooled_claims([claims(r.results, r.history, r.eps) for r in runs])
-
 class Names(dict):
     "What a field may name: what a page has, and a few functions."
     def __init__(self, page): super().__init__(in_words=in_words, listed=listed, fold=fold); self.page = page
@@ -56,10 +47,13 @@ class Names(dict):
 
 class Page:
     "What the fields of the template can ask for. Names of arms, settings and desensitizers are those of the lessons."
-    def __init__(self, record:Record):
-        self.record,self.runs = record, {}
-        for r in record.runs: self.runs.setdefault(r.cfg.desensitizer, []).append(r)
-        self.unexplained = []
+    def __init__(self, record:Record, part:str='runs'): # part: of the record; all numbers below are of it
+        self.record,self.part,self.runs = record, part, {}
+        for r in getattr(record, part): self.runs.setdefault(r.cfg.desensitizer, []).append(r)
+        self.unexplained,self.missing = [], []   # rows that do not hold and have no block; fields of other texts that have no value
+
+    @cached_property
+    def real(self)->'Page': return Page(self.record, 'real')
 
     # -- numbers
 
@@ -68,19 +62,22 @@ class Page:
     @property
     def seeds(self)->int: return max(map(len, self.runs.values()))
     @cached_property
-    def verdicts(self)->dict: # desensitizer -> claim -> verdicts, a seed each
-        return {d: {t: [v[t] for v in seen] for t in seen[0]} for d,runs in self.runs.items() for seen in [[{c.text: verdict_of(c) for c in claims(r.results, r.history, r.eps)} for r in runs]]}
+    def claims(self)->dict: # desensitizer -> claims of each seed
+        return {d: [claims(r.results, r.history, r.eps) for r in runs] for d,runs in self.runs.items()}
     @cached_property
-    def together(self)->dict: # desensitizer -> claim -> pooled claim
-        return {d: {c.text: c for c in pooled(runs) or []} for d,runs in self.runs.items()}
+    def verdicts(self)->dict: # desensitizer -> claim -> verdicts, a seed each
+        return {d: {c.text: [found[i].verdict for found in seen] for i,c in enumerate(seen[0])} for d,seen in self.claims.items()}
+    @cached_property
+    def together(self)->dict: # desensitizer -> claim -> that of all seeds as one
+        return {d: {c.text: c for c in pooled_claims(seen)} for d,seen in self.claims.items()}
     @property
     def rows(self)->list[str]: return list(dict.fromkeys(t for seen in self.verdicts.values() for t in seen))
 
-    def always(self, d:str)->list[str]: return [t for t,v in self.verdicts[d].items() if set(v)=={'holds'}]
+    def always(self, d:str)->list[str]: return [t for t,v in self.verdicts[d].items() if set(v)=={HOLDS}]
     def not_always(self, d:str)->list[str]: return [t for t in self.verdicts[d] if t not in self.always(d)]
     def held(self, d:str, part:str)->str:
         "In how many seeds the claims with `part` in them hold, at least."
-        return f"{min(v.count('holds') for t,v in self.verdicts[d].items() if part in t)} of {len(self.runs[d])}"
+        return f"{min(v.count(HOLDS) for t,v in self.verdicts[d].items() if part in t)} of {len(self.runs[d])}"
 
     def over(self, d:str, f)->pd.Series: return pd.Series([f(r) for r in self.runs[d]], dtype=float)
     def said(self, values:pd.Series, digits:int=1)->str:
@@ -100,21 +97,21 @@ class Page:
         return f'{v.mean():+.1f}'+(f' ± {v.std():.1f}' if spread and len(v)>1 else '')
     def upgrades(self, d:str)->str:
         "After which epochs the teacher changed, a seed each."
-        told = {r['seed']: r for r in self.record['runs'] if r['desensitizer']==d}
+        told = {r['seed']: r for r in self.record[self.part] if r['desensitizer']==d}
         def one(r): return ', '.join(map(str, sorted([*r['upgrades'], *r['falls']], key=int))) or 'never'
         return '; '.join(one(r) for _,r in sorted(told.items()))
     def first_upgrade(self, d:str)->str:
-        found = [r['upgrades'][0] for r in self.record['runs'] if r['desensitizer']==d and r['upgrades']]
+        found = [r['upgrades'][0] for r in self.record[self.part] if r['desensitizer']==d and r['upgrades']]
         return f'{min(found)} to {max(found)}' if found and min(found)<max(found) else str(found[0]) if found else 'none'
     def epochs(self)->int: return self.record['config']['epochs']
-    def queries(self)->int: return next(iter(self.record.runs[0].results['arms'].values()))['settings']['raw-raw']['queries']
+    def queries(self)->int: return next(iter(getattr(self.record, self.part)[0].results['arms'].values()))['settings']['raw-raw']['queries']
     def chance(self)->str:
-        found = next(iter(self.record.runs[0].results['arms'].values()))['settings']['raw-raw'].get('chance')
+        found = next(iter(getattr(self.record, self.part)[0].results['arms'].values()))['settings']['raw-raw'].get('chance')
         return 'unknown' if found is None else f'{100*found:.1f}'
-    def minutes(self, of:str='runs')->str:
+    def minutes(self)->str:
         "Of one run, all arms: the mean."
-        rows = self.record[of]
-        return f"{np.mean([sum(r['seconds'].values()) for r in rows])/60:.0f}"
+        return f"{np.mean([sum(r['seconds'].values()) for r in self.record[self.part]])/60:.0f}"
+    def identities(self)->str: return str(getattr(self.record, self.part)[0].meta['identities'])
 
     @property
     def demo(self): return self._shipped('demo_run')
@@ -134,30 +131,32 @@ class Page:
 
     def machine(self)->str:
         "Where and with which code the runs were made."
-        made = [m for r in self.record['runs'] for m in r['made']]
+        made = [m for r in self.record[self.part] for m in r['made']]
         def all_of(k): return sorted({str(m[k]) for m in made if m[k]})
-        env = {f"torch {e['torch']}, Python {e['python']}" for r in self.record.runs for e in [r.results['environment']]}
-        where = sorted({r.results['environment']['device'] for r in self.record.runs})
+        env = {f"torch {e['torch']}, Python {e['python']}" for r in getattr(self.record, self.part) for e in [r.results['environment']]}
+        where = sorted({r.results['environment']['device'] for r in getattr(self.record, self.part)})
         where = listed([w.replace('1 CPU threads', '1 CPU thread') for w in where])
-        commits = [c.rstrip('+') for c in all_of('commit')]
-        return f"{where} ({listed(all_of('cpu'))}, {listed(all_of('cores'))} cores), {listed(sorted(env))}"+(f", commit {listed(sorted(set(commits)))}" if commits else '')+f"; code {listed(sorted(sources(self.record.raw)))}"
+        return f"{where} ({listed(all_of('cpu'))}, {listed(all_of('cores'))} cores), {listed(sorted(env))}"+(f", commit {listed(commits)}" if (commits := all_of('commit')) else '')+f"; code {listed(sorted(sources(self.record.raw)))}"
 
     def summary(self)->str:
         "What holds and what fails, in one paragraph."
         parts = []
         for d in self.desensitizers:
             n,good,bad = len(self.verdicts[d]), len(self.always(d)), self.not_always(d)
-            never = [t for t in bad if set(self.verdicts[d][t])=={'fails'}]
-            said = f"**{d.capitalize()}**: {f'all {n}' if good==n else f'{good} of {n}'} rows hold in every seed"
-            for which,what in ((never, 'in no seed'), ([t for t in bad if t not in never], 'not in all of them, or too close to tell')):
+            never = [t for t in bad if set(self.verdicts[d][t])=={FAILS}]
+            several = len(self.runs[d])>1
+            said = f"**{d.capitalize()}**: {f'all {n}' if good==n else f'{good} of {n}'} rows hold{' in every seed' if several else ''}"
+            for which,what in ((never, 'in no seed' if several else 'not'), ([t for t in bad if t not in never], 'not in all of them, or too close to tell' if several else 'too close to tell')):
                 if which: said += f"; {what}: {'; '.join(grouped(which))}"
+            whole = [c.verdict for c in self.together[d].values()]
+            if several: said += f"; all seeds taken together, {whole.count(HOLDS)} hold, {whole.count(CLOSE)} are too close to tell and {whole.count(FAILS)} fail"
             parts.append(said+'.')
         return ' '.join(parts)
 
     def counted(self, verdicts:list[str])->str:
         n = len(verdicts)
-        if set(verdicts)=={'holds'}: return f'{n} of {n}'
-        return f"{verdicts.count('holds')} of {n}"+''.join(f', {verdicts.count(v)} {name}' for v,name in (('too close to tell', 'too close'), ('fails', 'fail')) if v in verdicts)
+        if set(verdicts)=={HOLDS}: return f'{n} of {n}'
+        return f"{verdicts.count(HOLDS)} of {n}"+''.join(f', {verdicts.count(v)} {name}' for v,name in ((CLOSE, 'too close'), (FAILS, 'fail')) if v in verdicts)
 
     def picture(self)->str:
         "The picture, with what it shows for those who do not see it."
@@ -170,8 +169,7 @@ class Page:
 
     def pooled_table(self)->str:
         "All seeds of a desensitizer as one, with intervals."
-        if not all(self.together.values()): return 'These runs kept no outcomes of single queries.'
-        found = pd.DataFrame({d: {t: f'{verdict_of(c)}: {c.numbers}' for t,c in seen.items()} for d,seen in self.together.items()}).reindex(self.rows).fillna('–')
+        found = pd.DataFrame({d: {t: f"{c.verdict}: {c.numbers.split('; by themselves')[0]}" for t,c in seen.items()} for d,seen in self.together.items()}).reindex(self.rows).fillna('–')
         return printed(found)
 
     def retrieval(self, d:str, name:str='rank1')->str:
@@ -187,8 +185,9 @@ class Page:
         return printed(pd.DataFrame({title: {k: self.said(self.quality(d, stage, name, a), 2) for k,(stage,a) in rows.items()} for name,title in (('psnr', 'PSNR, dB'), ('ssim', 'SSIM'))}))
 
     def gains(self)->str:
-        "What upgradation adds, in points."
-        return printed(pd.DataFrame({f'{title}, {s}': {d: self.gain(d, 'w/o U', 'w/ U', s, m) for d in self.desensitizers} for m,title in (('rank1', 'rank-1'), ('mAP', 'mAP')) for s in CROSSED}))
+        "What upgradation adds, in points, with intervals over seeds and people."
+        def cell(d, s, what): return next((str(m) for m in self.together[d][f'w/ U is above w/o U, {s}'].margins if m.what==what), '–')
+        return printed(pd.DataFrame({d: {f'{what}, {s}': cell(d, s, what) for what in ('rank-1', 'mAP') for s in CROSSED} for d in self.desensitizers}))
 
     def when(self)->str:
         return printed(pd.DataFrame({'teacher changed after epoch, a seed each': {d: self.upgrades(d) for d in self.desensitizers}}))
@@ -205,17 +204,20 @@ class Page:
         def numbers(r): return {f'{m} of {a}, {s}, %': 100*v[k] for a,row in r.results['arms'].items() for s,v in row['settings'].items() for k,m in (('rank1', 'rank-1'), ('mAP', 'mAP'))}|{
             f'{m} of {stage}, {a}': row[stage][k] for a,row in r.results['arms'].items() for stage in ('protected', 'recovered') if stage in row for k,m in (('psnr', 'PSNR, dB,'), ('ssim', 'SSIM'))}
         apart = (pd.Series(numbers(two))-pd.Series(numbers(one))).abs()
-        def most(kind, digits): v = apart[apart.index.str.startswith(kind)]; return f'{v.max():.{digits}f} ({v.idxmax().removeprefix(kind+" ").removesuffix(", %")})'
+        luck = pd.DataFrame([numbers(r) for r in self.runs.get(one.cfg.desensitizer, [])]).std()
+        def most(kind, digits):
+            v,w = (x[x.index.str.startswith(kind)] for x in (apart, luck))
+            return f'{v.max():.{digits}f} (median {v.median():.{digits}f}; standard deviation between seeds {w.median():.{digits}f})'
         def acted(r): return [h['epoch'] for h in r.history if h['kind']=='decision' and h['action']!='keep']
         names = [m['made'][-1]['threads'] for m in self.record['threads']]
         same = 'The teacher changed after the same epochs' if acted(one)==acted(two) else f'The teacher changed after epochs {listed(list(map(str, acted(one)))) or "none"} with {names[0]} and {listed(list(map(str, acted(two)))) or "none"} with {names[1]}'
-        return (f"{one.cfg.desensitizer.capitalize()}, seed {one.cfg.seed}, with {names[0]} and with {names[1]} threads: rank-1 differs by at most {most('rank-1 of', 1)} points, mAP by {most('mAP of', 1)} points, "
-                f"PSNR by {most('PSNR, dB, of', 2)} dB, SSIM by {most('SSIM of', 3)}. {same}. Sums are rounded in another order, and a training carries that far: it is as much as another seed would do with everything else equal, so numbers are compared within one count of threads only.")
+        return (f"{one.cfg.desensitizer.capitalize()}, seed {one.cfg.seed}, with {names[0]} and with {names[1]} threads. Rank-1, in points, differs by at most {most('rank-1 of', 1)}, mAP by {most('mAP of', 1)}, "
+                f"PSNR, in dB, by {most('PSNR, dB, of', 2)}, SSIM by {most('SSIM of', 3)}. {same}. Threads add up sums in another order, a rounding apart, and a training makes more of it: numbers are compared within one count of threads only.")
 
     def explained(self, text:str)->str:
         "The blocks `<!-- rows: blur, noise | words of a claim -->` that are still needed, each with its rows; rows without one are named."
         blocks = re.split(r'^<!-- rows: (.+?) \| (.+?) -->\n', text, flags=re.M)
-        left = [(d, t) for t in self.rows for d in self.desensitizers if d in self.verdicts and t in self.verdicts[d] and set(self.verdicts[d][t])!={'holds'}]
+        left = [(d, t) for t in self.rows for d in self.desensitizers if d in self.verdicts and t in self.verdicts[d] and set(self.verdicts[d][t])!={HOLDS}]
         out,done = [blocks[0]] if blocks[0].strip() else [], set()
         for of,words,prose in zip(blocks[1::3], blocks[2::3], blocks[3::3]):
             ours = [(d, t) for d,t in left if (of=='all' or d in of.split(', ')) and words in t and (d, t) not in done]
@@ -230,7 +232,7 @@ class Page:
         out = []
         for d in dict.fromkeys(d for d,_ in cells):
             for name,texts in grouped([t for of,t in cells if of==d]).items():
-                one = [self.counted(self.verdicts[d][t])+(f' (all seeds: {self.together[d][t].numbers})' if t in self.together[d] else '') for t in texts]
+                one = [self.counted(self.verdicts[d][t])+(f' ({margins})' if (margins := ', '.join(f'{m.what} {m}' for m in self.together[d][t].margins)) else '') for t in texts]
                 out.append(f"- **{d}: {name}**: {one[0] if len(set(one))==1 else '; '.join(one)}")
         return '\n'.join(out)
 
@@ -244,7 +246,8 @@ class Page:
     def fill(self, text:str)->str: return re.sub(r'\{\{\s*(.+?)\s*\}\}', lambda m: self.ask(m[1]), text)
 
     def page(self, template:str)->str:
-        "The page. What follows the line `<!-- rows -->` explains rows, up to `<!-- end of rows -->`."
+        "The page. What stands between `<!-- if threads -->` and `<!-- end if -->` needs that part of the record. What follows the line `<!-- rows -->` explains rows, up to `<!-- end of rows -->`."
+        template = re.sub(r'<!-- if (\w+) -->\n(.*?)<!-- end if -->\n', lambda m: m[2] if self.record.get(m[1]) else '', template, flags=re.S)
         before,_,rest = template.partition('<!-- rows -->\n')
         rows,_,after = rest.partition('<!-- end of rows -->\n')
         return self.fill(before)+(self.explained(rows)+'\n'+self.fill(after) if rest else '')
@@ -274,8 +277,8 @@ STYLE = ('text{font:12px system-ui,sans-serif;fill:#1b1e23}.head{font-weight:600
 
 def mark(verdict:str, x:float, y:float)->str:
     "A full dot, a ring or a cross: told apart without colours, too."
-    if verdict=='holds': return f'<circle class="good" cx="{x}" cy="{y}" r="5"/>'
-    if verdict=='fails': return f'<path class="bad" d="M{x-4} {y-4}l8 8m0-8l-8 8"/>'
+    if verdict==HOLDS: return f'<circle class="good" cx="{x}" cy="{y}" r="5"/>'
+    if verdict==FAILS: return f'<path class="bad" d="M{x-4} {y-4}l8 8m0-8l-8 8"/>'
     return f'<circle class="close" cx="{x}" cy="{y}" r="4"/>'
 
 def printed(df:pd.DataFrame)->str: return markdown(df.rename_axis(columns=None).rename_axis(' ').reset_index()).strip()
@@ -287,22 +290,28 @@ MARKED = re.compile(r'([\w.+–-]+)(<!--= (.+?) -->)')
 
 def documents()->list[Path]:
     "Texts that may state results: `71.0<!--= rank1('blur', 'w/ U', 'raw-raw') -->` is looked up, and a reader sees the number only."
-    return [*sorted((ROOT/'nbs').glob('[!.]*.ipynb')), *(p for p in sorted((ROOT/'nbs').glob('*.md')) if p!=PAGE), *(ROOT/n for n in ('CHANGELOG.md', 'CONTRIBUTING.md'))]
+    return [*sorted((ROOT/'nbs').glob('[!.]*.ipynb')), *(p for p in sorted((ROOT/'nbs').glob('*.md')) if p!=PAGE), ROOT/'CHANGELOG.md']
 
-def marked(text:str, page:Page)->str: return MARKED.sub(lambda m: page.ask(m[3])+m[2], text)
+def marked(text:str, page:Page)->str:
+    "The text with its numbers as they were recorded; a mark that the record has nothing for yet keeps its own, and is named."
+    def look(m):
+        try: return page.ask(m[3])+m[2]
+        except SystemExit as e: page.missing.append(str(e)); return m[0]
+    return MARKED.sub(look, text)
 
-def made(record:Path)->tuple[dict[Path,str],list]: # path -> what should stand there; rows without an explanation
+def made(record:Path)->tuple[dict[Path,str],list[str]]: # path -> what should stand there; what is missing, in words
     "Everything that the record decides."
     page = Page(Record(record))
     files = {PAGE: page.page(TEMPLATE.read_text(encoding='utf-8')), PICTURE: page.svg()}
-    return files|{p: marked(text, page) for p in documents() if '<!--= ' in (text := p.read_text(encoding='utf-8'))}, page.unexplained
+    files |= {p: marked(text, page) for p in documents() if '<!--= ' in (text := p.read_text(encoding='utf-8'))}
+    return files, [f'{TEMPLATE.name} explains no row like this, which does not hold: {d}: {t}' for d,t in page.unexplained]+page.missing
 
-def write(record:Path, check:bool=False)->int: # 1: something is stale, or a row that does not hold has no explanation
-    files,unexplained = made(record)
+def write(record:Path, check:bool=False)->int: # 1: something is stale, or missing
+    files,missing = made(record)
     stale = [p for p,text in files.items() if not p.is_file() or p.read_text(encoding='utf-8')!=text]
     for p in stale:
         if not check: p.write_text(files[p], encoding='utf-8')
         print(f"{p.relative_to(ROOT)}: {'stale' if check else 'written'}")
-    for d,t in unexplained: print(f'Without an explanation in {TEMPLATE.name}: {d}: {t}', file=sys.stderr)
+    for sentence in missing: print(sentence, file=sys.stderr)
     if stale and not check: print('Now: python docs/readme.py')
-    return int(bool(unexplained or check and stale))
+    return int(bool(missing or check and stale))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTCOMES = 'outcomes.safetensors'   # what became of each query and picture: what intervals are made of
+LISTS = 'runs', 'threads', 'real'    # of rows
 MOST = 10**6                        # bytes of a record
 
 # -- a run as a row ---------------------------------------------------------------------------------------------------
@@ -33,6 +34,11 @@ def history_of(kept:dict)->list[dict]:
 def packed(data:bytes)->str: return base64.b85encode(lzma.compress(data, preset=9)).decode()
 def unpacked(text:str)->bytes: return lzma.decompress(base64.b85decode(text))
 
+def slim(path:Path)->bytes: # safetensors
+    "Outcomes with half the digits: of the squared error and the SSIM of a picture three are left, rankings stay as they are."
+    from safetensors.numpy import load_file, save
+    return save({k: v.astype('float16') if v.dtype=='float32' else v for k,v in load_file(path).items()})
+
 def row_of(folder:Path, note:Path, base:dict, outcomes:bool=True)->dict:
     "What is kept of a finished run; `base` is the configuration that the runs share."
     from privreid.experiments import load_history, load_run
@@ -43,7 +49,7 @@ def row_of(folder:Path, note:Path, base:dict, outcomes:bool=True)->dict:
     seconds = {a: r['seconds'] for a,r in own['arms'].items()}
     row = dict(name=folder.name, seed=cfg.seed, desensitizer=cfg.desensitizer, config={k: v for k,v in json.loads(json.dumps(asdict(cfg))).items() if base.get(k)!=v},
                run=meta, made=sittings, seconds=seconds, upgrades=acted['upgrade'], falls=acted['fall back'], results=own, history=kept_of(history))
-    if outcomes and (folder/OUTCOMES).is_file(): row['outcomes'] = packed((folder/OUTCOMES).read_bytes())
+    if outcomes and (folder/OUTCOMES).is_file(): row['outcomes'] = packed(slim(folder/OUTCOMES))
     return row
 
 def restored(row:dict, base:dict, folder:Path):
@@ -66,7 +72,7 @@ def finished(out:Path)->list[tuple[Path,Path]]: # folder, note
 
 def sources(record:dict)->set[str]:
     "The states of the code that a record comes from: one, if all is well."
-    rows = record['runs']+record.get('threads', [])+[record[k] for k in ('demo', 'long') if k in record]
+    rows = record['runs']+record.get('threads', [])+record.get('real', [])+[record[k] for k in ('demo', 'long') if k in record]
     return {m['code'] for r in rows for m in r['made']}
 
 def demo_seconds()->int:
@@ -88,11 +94,14 @@ def collect(out:Path, to:Path)->int: # 1: something is not as it should be
     if runs: record['runs'] = [row_of(*r, base) for r in runs]
     pairs = [r for n in (1, 2) for r in finished(out/'threads'/str(n))]
     if pairs: record['threads'] = [row_of(*r, base, outcomes=False) for r in pairs]
+    photographs = finished(out/'real')
+    if photographs: record['real'] = [row_of(*r, base|dict(root='')) for r in photographs]
+    for r in record.get('real', []): r['config'] = {k: v for k,v in r['config'].items() if k!='root'}   # where somebody keeps them
     made = out/'demo'/'made.json'
     if made.is_file(): record['demo'] = dict(made=[json.loads(made.read_text())], seconds=demo_seconds())
     for folder,note in finished(out/'long'): record['long'] = {k: v for k,v in row_of(folder, note, base, outcomes=False).items() if k in ('config', 'made', 'seconds', 'upgrades', 'falls')}
-    head = {k: v for k,v in record.items() if k not in ('runs', 'threads')}
-    lists = ''.join(f',\n"{k}": [\n'+',\n'.join(strict_json(r) for r in record[k])+'\n]' for k in ('runs', 'threads') if k in record)   # a run a line
+    head = {k: v for k,v in record.items() if k not in LISTS}
+    lists = ''.join(f',\n"{k}": [\n'+',\n'.join(strict_json(r) for r in record[k])+'\n]' for k in LISTS if k in record)   # a run a line
     to.parent.mkdir(exist_ok=True)
     to.write_text(strict_json(head, indent=None)[:-1]+lists+'}\n', encoding='utf-8')
     size,mixed = to.stat().st_size, len(sources(record))
@@ -107,7 +116,6 @@ class Record:
     def __init__(self, path:Path):
         self.raw = json.loads(Path(path).read_text(encoding='utf-8'))
         self.tmp = tempfile.TemporaryDirectory()   # goes when the record goes
-        def read(rows, sub): return [restored(r, self.raw['config'], Path(self.tmp.name)/sub/str(i)) for i,r in enumerate(rows)]
-        self.runs,self.threads = read(self.raw['runs'], 'runs'), read(self.raw.get('threads', []), 'threads')
+        for name in LISTS: setattr(self, name, [restored(r, self.raw['config'], Path(self.tmp.name)/name/str(i)) for i,r in enumerate(self.raw.get(name, []))])
     def __getitem__(self, key): return self.raw[key]
     def get(self, key, default=None): return self.raw.get(key, default)

@@ -1,6 +1,7 @@
 "One script records what the documentation states: what it trains, keeps and writes, and whether prose says what was recorded."
 import json, os, re, subprocess, sys
 from pathlib import Path
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -11,7 +12,16 @@ from claims_record import Record, collect, columns, history_of, kept_of, packed,
 from privreid.experiments import load_arm
 from privreid.report import claims as judged, read_run
 
-TINY = 'people=12 test_people=6 epochs=2 batch=16 ngf=4 ndf=4 milestones= validate_every=1'.split()
+TINY = 'people=12 test_people=6 epochs=1 batch=16 ngf=4 ndf=4 milestones= validate_every=1'.split()
+BARE = '''import sys
+class Less:
+    "A finder that does not find what a bare machine lacks."
+    def __init__(self, finder): self.finder = finder
+    def __getattr__(self, name): return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split('.')[0] in ('IPython', 'ipywidgets', 'nbdev', 'execnb', 'ghapi', 'sklearn', 'h5py', 'ipykernel', 'traitlets') else self.finder.find_spec(name, path, target)
+sys.meta_path[:] = [Less(f) for f in sys.meta_path]
+'''
 needs_record = pytest.mark.skipif(not claims.RECORD.is_file(), reason='nothing is recorded yet: benchmarks/claims.py')
 
 @pytest.fixture(scope='module')
@@ -20,7 +30,7 @@ def recorded(tmp_path_factory):
     out = tmp_path_factory.mktemp('claims')
     bare = out/'bare'
     bare.mkdir()
-    (bare/'sitecustomize.py').write_text('import sys\nfor name in ("IPython", "ipywidgets", "nbdev", "execnb", "ghapi", "sklearn", "h5py", "ipykernel", "traitlets"): sys.modules[name] = None\n')
+    (bare/'sitecustomize.py').write_text(BARE)
     env = os.environ|dict(PYTHONPATH=str(bare))
     words = [sys.executable, str(ROOT/'benchmarks'/'claims.py'), 'train', '--out', str(out), '--desensitizer', 'blur', 'pixelation', '--seeds', '3', '--workers', '2', '--preset-changes', *TINY]
     first = subprocess.run(words, env=env, capture_output=True, text=True)
@@ -53,6 +63,7 @@ def test_upper_is_trained_once_a_seed_and_is_what_a_run_of_its_own_trains(record
     cfg = read_run(out/'runs'/'seed3-pixelation').cfg
     assert [h['reid_raw'] for h in Experiment(cfg, device='cpu').upper().history]==[h['reid_raw'] for h in one.history]
 
+@pytest.mark.full
 def test_what_was_interrupted_goes_on(recorded):
     out,_,again = recorded
     results = out/'runs'/'seed3-blur'/'results.json'
@@ -66,7 +77,7 @@ def test_what_was_interrupted_goes_on(recorded):
 
 def test_another_setup_is_refused(recorded):
     out,_,_ = recorded
-    with pytest.raises(SystemExit, match='begun with another set-up .*epochs: 2 -> 3'): claims.main(['train', '--out', str(out), '--seeds', '3', '--desensitizer', 'blur', '--preset-changes', *TINY, 'epochs=3'])
+    with pytest.raises(SystemExit, match='begun with another set-up .*epochs: 1 -> 3'): claims.main(['train', '--out', str(out), '--seeds', '3', '--desensitizer', 'blur', '--preset-changes', *TINY, 'epochs=3'])
 
 def test_a_failed_run_is_named_and_the_others_go_on(tmp_path, capsys):
     class Job:
@@ -96,7 +107,10 @@ def test_a_run_comes_back_from_the_record(recorded, record):
     for run in kept.runs:
         there = read_run(out/'runs'/f'seed3-{run.cfg.desensitizer}')
         assert run.results==there.results and run.cfg==there.cfg and run.meta==there.meta
-        assert judged(run.results, run.history, run.eps)==judged(there.results, there.history, there.eps)
+        ours,theirs = (judged(r.results, r.history, r.eps) for r in (run, there))
+        assert [(c.text, c.numbers) for c in ours]==[(c.text, c.numbers) for c in theirs]
+        for a,b in zip(ours, theirs):
+            for m,n in zip(a.margins, b.margins): assert m.by.value==n.by.value and np.allclose(m.by.draws, n.by.draws, atol=.01)   # pictures have half the digits
         for kind in ('validation', 'decision'): assert run.rows(kind)==there.rows(kind)
     assert kept['unlike_demo']['people']==12 and 'seed' not in kept['unlike_demo']
 
@@ -120,9 +134,9 @@ def test_a_record_of_two_states_of_the_code_is_not_one(recorded, record, capsys,
 
 def test_the_page_is_made_of_the_record(record):
     page = Page(Record(record))
-    text = page.page('# {{ seeds }}\n\n{{ claims_table() }}\n\n{{ details() }}\n<!-- rows -->\n<!-- rows: all | exceed 25 dB -->\nOnly {{ psnr("blur", "recovered") }} dB.\n<!-- end of rows -->\nEnd.')
+    text = page.page('# {{ seeds }}\n\n{{ claims_table() }}\n\n{{ details() }}\n<!-- rows -->\n<!-- rows: all | exceed 25 dB -->\nOnly {{ psnr("blur", "recovered") }} dB.\n<!-- end of rows -->\n<!-- if real -->\nNever.\n<!-- end if -->\nEnd.')
     r = page.runs['blur'][0].results
-    assert f"Only {r['arms']['w/ U']['recovered']['psnr']:.2f} dB." in text and text.endswith('End.') and '{{' not in text
+    assert f"Only {r['arms']['w/ U']['recovered']['psnr']:.2f} dB." in text and text.endswith('End.') and not re.search('{{|Never', text)
     assert f"| Base | {100*r['arms']['Base']['settings']['raw-raw']['rank1']:.1f} |" in text
     assert text.count('<details>')==text.count('</details>')==2
     assert not [t for _,t in page.unexplained if '25 dB' in t] and page.unexplained   # two epochs teach nothing: rows that fail are named
@@ -139,7 +153,8 @@ def test_marked_numbers_are_looked_up(record):
     now = f"{page.metric('blur', 'Base', 'raw-raw').mean():.1f}"
     text = "It finds 99.9<!--= rank1('blur', 'Base', 'raw-raw') --> % of two<!--= in_words(seeds) --> seeds."
     assert marked(text, page)==text.replace('99.9', now).replace('two<', 'one<')
-    assert marked('99.9 % <!-- a comment -->', page)=='99.9 % <!-- a comment -->'
+    assert marked('99.9 % <!-- a comment -->', page)=='99.9 % <!-- a comment -->' and not page.missing
+    assert marked('five<!--= demo_minutes() --> minutes', page)=='five<!--= demo_minutes() --> minutes' and 'demo_minutes' in page.missing[0]   # not recorded here
 
 def test_claims_that_say_the_same_stand_together():
     told = grouped(['w/o U: recovered images exceed 25 dB', 'w/ U: recovered images exceed 25 dB', 'w/ U is above Base, raw-protected', 'w/ U is above Base, protected-raw', 'An unprotected AGW recognises images of w/ U far worse than raw ones (less than half)', 'Another'])
@@ -156,10 +171,10 @@ def test_no_result_is_typed_into_the_template():
 
 @needs_record
 def test_prose_says_what_was_recorded():
-    files,unexplained = claims_page.made(claims.RECORD)
+    files,missing = claims_page.made(claims.RECORD)
     stale = [str(p.relative_to(ROOT)) for p,text in files.items() if not p.is_file() or p.read_text(encoding='utf-8')!=text]
     assert not stale, 'python benchmarks/claims.py write; python docs/readme.py'
-    assert not unexplained
+    assert not missing
 
 @needs_record
 def test_the_record_is_small_strict_and_of_one_state_of_the_code():
