@@ -56,6 +56,7 @@ class Config:
     warmup:int=10               # epochs of linear warm-up; the last of them has the full learning rate
     milestones:tuple=(40, 80)   # epochs from which on the learning rate is a tenth of what it was before
     freeze_bn:int=0             # epoch after which generators and AGW are trained with the BatchNorm statistics that they are tested with; 0: never
+    freeze_reid_bn:int=0        # the same for AGW alone, earlier; 0: together with the generators
     lambda_l1:float=100.        # weight of the L1 losses, eq. (3) and (6)
     center_weight:float=5e-4    # weight of the centre loss
     center_lr:float=.5          # learning rate of the centres
@@ -82,7 +83,7 @@ RULES = dict(
     data=('synthetic', *READERS), desensitizer=tuple(DESENSITIZERS), backbone=tuple(BACKBONES), precision=('no', *HALF),
     people=(3, 10**6), test_people=_COUNT, height=(32, 4096), width=(32, 4096), ngf=(1, 4096), ndf=(1, 4096),
     epochs=_COUNT, batch=(2, 10**5), per_identity=(1, 10**5), validate_every=_COUNT, checkpoint_every=_COUNT,
-    lr=(1e-12, 100), weight_decay=(0, 1), warmup=(0, 10**6), milestones=_COUNT, freeze_bn=(0, 10**6),
+    lr=(1e-12, 100), weight_decay=(0, 1), warmup=(0, 10**6), milestones=_COUNT, freeze_bn=(0, 10**6), freeze_reid_bn=(0, 10**6),
     lambda_l1=(0, 1e6), center_weight=(0, 1e6), center_lr=(0, 1e6), wrt_eps=(0, 1), inter_channels=(0, 4096),
     eps_psnr=(-100, 100), eps_ssim=(-2, 2), eps_r1=(-1, 1), seed=(0, 2**63-1))
 ALIASES = dict(desensitizer=DESENSITIZER_ALIASES)   # other words for the same
@@ -130,7 +131,7 @@ def _vain_hopes(cfg:Config)->list[tuple[bool,str]]: # (whether it is so, what to
     return [
         (steps!=sorted(set(steps)), f'milestones must go up, not {shown(cfg.milestones)}.'),
         (max(steps, default=0)>epochs, f'milestones end at {max(steps, default=0)}, beyond the last of {epochs} epochs.'),
-        (cfg.freeze_bn>epochs, f'freeze_bn {cfg.freeze_bn} is beyond the last of {epochs} epochs: 0 is the word for never.'),
+        *((getattr(cfg, f)>epochs, f'{f} {getattr(cfg, f)} is beyond the last of {epochs} epochs: 0 is the word for never.') for f in ('freeze_bn', 'freeze_reid_bn')),
         (cfg.warmup>epochs, f'warmup takes {cfg.warmup} of {epochs} epochs: the learning rate would never be reached.'),
         (cfg.data=='synthetic' and p>learn,
          f'a batch of {p} identities cannot be drawn from {learn}, which {cfg.people} people leave to train on: lower batch or raise people.'),
@@ -153,7 +154,7 @@ def check(
     return cfg
 
 # %% ../nbs/04_joint.ipynb #a3c1f108
-LATER = 'corner', 'inter_channels', 'stem_relu', 'wrt_eps'   # fields whose default is what versions without them did
+LATER = 'corner', 'inter_channels', 'stem_relu', 'wrt_eps', 'freeze_reid_bn'   # fields whose default is what versions without them did
 
 def read_config(
     row:dict, # of a run's config.json
@@ -173,8 +174,8 @@ def read_config(
 
 # %% ../nbs/04_joint.ipynb #a3c1f105
 PRESETS = dict(
-    demo=dict(data='synthetic', height=64, width=32, backbone='mini', weights='upper', ngf=24, ndf=8, epochs=9, batch=16,
-              lr=2e-3, warmup=0, milestones=(6, 8), freeze_bn=6, lambda_l1=25., validate_every=1, test_people=64),
+    demo=dict(data='synthetic', height=64, width=32, backbone='mini', weights='street', ngf=16, ndf=16, epochs=10, batch=16,
+              lr=1.5e-3, warmup=0, milestones=(6, 9), freeze_bn=6, freeze_reid_bn=2, lambda_l1=25., validate_every=1, test_people=64),
     colab=dict(data='synthetic', people=400, test_people=100, height=128, width=64, backbone='resnet18', ngf=32, ndf=32, epochs=40,
                warmup=4, milestones=(16, 30), validate_every=4, precision='fp16'),
     paper=dict())
@@ -187,7 +188,7 @@ def stretched(
     def at(passed): return round(passed*epochs/cfg.epochs)
     steps = {at(m-1)+1 for m in cfg.milestones}   # a milestone begins when the epochs before it have passed
     steps = sorted(m for m in steps if 1<m<=epochs)
-    return replace(cfg, epochs=epochs, warmup=at(cfg.warmup), milestones=tuple(steps), freeze_bn=at(cfg.freeze_bn))
+    return replace(cfg, epochs=epochs, warmup=at(cfg.warmup), milestones=tuple(steps), freeze_bn=at(cfg.freeze_bn), freeze_reid_bn=at(cfg.freeze_reid_bn))
 
 def preset(
     name:str,    # demo, colab or paper
@@ -493,9 +494,12 @@ class Trainer:
         return self
 
 # %% ../nbs/04_joint.ipynb #a502b5bd
-def freeze_bn(nets:nn.ModuleDict):
+def freeze_bn(
+    nets:nn.ModuleDict,
+    names:tuple[str,...]=('G_X', 'G_Y', 'reid'), # of the networks that are meant, where they are there
+):
     "Put BatchNorm of generators and AGW in eval mode: its weights still learn, its statistics stay."
-    for name in {'G_X', 'G_Y', 'reid'}&set(nets):
+    for name in set(names)&set(nets):
         for m in nets[name].modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
 
@@ -518,6 +522,7 @@ def train_epoch(self:Trainer)->dict: # mean of each loss
     "Train for one epoch."
     self.nets.train()
     if 0<self.cfg.freeze_bn<self.epoch: freeze_bn(self.nets)
+    if 0<self.cfg.freeze_reid_bn<self.epoch: freeze_bn(self.nets, ('reid',))
     rows = []
     for x,y,labels in self.batches(self.epoch):
         losses = {k: v.detach().float() for k,v in self.training.step(x, y, labels).items()}

@@ -148,10 +148,21 @@ def test_numbers_of_numpy_and_paths_become_plain(tmp_path):
     assert {type(v) for v in asdict(cfg).values()}=={str, int, float, bool, tuple}
 
 def test_more_or_fewer_epochs_stretch_a_preset():
-    def plan(cfg): return cfg.epochs, cfg.warmup, cfg.milestones, cfg.freeze_bn
-    assert plan(preset('demo', epochs=4))==(4, 0, (3, 4), 3) and plan(preset('paper', epochs=60))==(60, 5, (21, 41), 0)
-    assert plan(preset('demo', epochs=4, milestones=(), freeze_bn=0))==(4, 0, (), 0) and plan(preset('demo', epochs=1))==(1, 0, (), 1)
-    with pytest.raises(ValueError, match='freeze_bn'): preset('demo', epochs=4, freeze_bn=5)
+    def plan(cfg): return cfg.epochs, cfg.warmup, cfg.milestones, cfg.freeze_bn, cfg.freeze_reid_bn
+    assert plan(preset('demo', epochs=5))==(5, 0, (3, 5), 3, 1) and plan(preset('paper', epochs=60))==(60, 5, (21, 41), 0, 0)
+    assert plan(preset('demo', epochs=4, milestones=(), freeze_bn=0))==(4, 0, (), 0, 1) and plan(preset('demo', epochs=1))==(1, 0, (), 1, 0)
+    for field in ('freeze_bn', 'freeze_reid_bn'):
+        with pytest.raises(ValueError, match=f'{field} 5 is beyond the last of 4 epochs'): preset('demo', epochs=4, **{field: 5})
+
+def test_statistics_stand_still_from_their_epoch_on(street):
+    "AGW's after the first epoch, the generators' after the second; discriminators go on."
+    cfg = preset('demo', **TINY|dict(epochs=3, milestones=(), freeze_reid_bn=1, freeze_bn=2))
+    seen = []
+    class Watch(Callback):
+        def after_epoch(self, trainer): seen.append({k: torch.cat([b.flatten().clone() for n,b in trainer.nets[k].named_buffers() if n.endswith('running_mean')]) for k in ('reid', 'G_X', 'G_Y', 'D_Y')})
+    Trainer(JointTraining(cfg, 8, Accelerator(cpu=True)), street.train, Supervision(Blur()), [Watch()]).fit()
+    still = {k: [torch.equal(a[k], b[k]) for a,b in zip(seen, seen[1:])] for k in seen[0]}
+    assert still==dict(reid=[True, True], G_X=[False, True], G_Y=[False, True], D_Y=[False, False])
 
 def test_runs_of_other_versions_are_read_or_named(one_line, recwarn):
     old = asdict(Config(freeze_bn=500, weights='gone.pth', milestones=(80, 400)))
