@@ -121,6 +121,7 @@ TOC = '''
 :caption: Lessons
 :glob:
 
+00_tour
 [0-9]*
 ```
 
