@@ -1,5 +1,5 @@
 "The installed command, as a user meets it."
-import contextlib, io, json, os, re, stat, subprocess, sys
+import contextlib, importlib.util, io, json, os, re, stat, subprocess, sys
 from pathlib import Path
 import pytest, torch
 from PIL import Image
@@ -182,3 +182,58 @@ def test_help_names_units_and_defaults():
     assert '--eps-psnr' in text and 'dB' in text and '(default: 1.0)' in text and 'pixels' in text
     text = ' '.join(privreid('demo', '--help').stdout.split())
     assert f"(default: {preset('demo').epochs}; paper: 120)" in text and "(default: 'mini'; paper: 'resnet50')" in text
+
+# --- one's own pictures
+
+@pytest.fixture
+def photos(tmp_path):
+    (tmp_path/'photos'/'in').mkdir(parents=True)
+    for i,im in enumerate(SyntheticPedestrians(size=(80,40)).split([(0, 0, s) for s in range(3)]).images): Image.fromarray(im.permute(1,2,0).numpy()).save(tmp_path/'photos'/'in'/f'{i}.jpg')
+    return tmp_path/'photos'
+
+def test_protect_share_and_recover(demo, say, tmp_path, photos):
+    run,_ = demo
+    code,out,err = say('export', run, '--for', 'protect', '--out', tmp_path/'others')
+    assert code==0 and 'anonymizer of pair' in out, err
+    assert say('export', run, '--for', 'recover', '--out', tmp_path/'mine')[0]==0
+    code,out,_ = say('info', tmp_path/'mine'/'KEY.safetensors')
+    assert code==0 and out.startswith('KEY') and 'Give it to nobody' in out
+    code,out,err = say('protect', photos, '--with', tmp_path/'others'/'protect.safetensors', '--out', tmp_path/'hidden', '--verify', '--rename', tmp_path/'mine'/'names.json')
+    assert code==0 and '3 pictures, 3 of them new' in out and 'Read back 3' in out, err
+    code,out,err = say('recover', tmp_path/'hidden', '--key', tmp_path/'mine'/'KEY.safetensors', '--out', tmp_path/'back', '--names', tmp_path/'mine'/'names.json')
+    assert code==0 and sorted(p.name for p in (tmp_path/'back'/'in').iterdir())==['0.png', '1.png', '2.png'], err
+
+def test_a_broken_picture_is_in_the_exit_code(say, tmp_path, photos):
+    (photos/'bad.jpg').write_bytes(b'x')
+    for _ in range(2):
+        code,out,err = say('desensitize', photos, '--method', 'mosaic', '--out', tmp_path/'hidden')
+        assert code==1 and '1 NOT done' in out and 'bad.jpg' in out.splitlines()[-1], err
+
+def test_a_key_behind_a_passphrase(demo, say, tmp_path, photos, missing):
+    if not importlib.util.find_spec('cryptography'): missing("keys are encrypted with cryptography: pip install -e '.[dev]'")
+    run,_ = demo
+    (tmp_path/'word').write_text('correct horse\n')
+    code,out,err = say('export', run, '--for', 'recover', '--out', tmp_path/'mine', '--passphrase-file', tmp_path/'word')
+    assert code==0 and 'encrypted' in out, err
+    assert say('protect', photos, '--with', run, '--out', tmp_path/'hidden')[0]==0
+    key = tmp_path/'mine'/'KEY.encrypted'
+    (tmp_path/'wrong').write_text('battery staple\n')
+    code,_,err = say('recover', tmp_path/'hidden', '--key', key, '--out', tmp_path/'back', '--passphrase-file', tmp_path/'wrong')
+    assert code==2 and 'another passphrase' in err and not (tmp_path/'back').exists()
+    assert say('recover', tmp_path/'hidden', '--key', key, '--out', tmp_path/'back', '--passphrase-file', tmp_path/'word')[0]==0
+
+def use_mistakes(run, tmp_path, photos):
+    return {'no anonymizer': (['protect', photos, '--out', tmp_path/'x'], 'privreid train'), 'no output': (['protect', photos, '--with', run], '--out'), 'into the source': (['desensitize', photos, '--out', photos/'x'], 'in each other'),
+            'nothing there': (['desensitize', tmp_path/'none', '--out', tmp_path/'x'], 'none'), 'not protected': (['recover', photos, '--key', run, '--out', tmp_path/'x'], 'privreid.json'), 'no bundle': (['protect', photos, '--with', photos/'in'/'0.jpg', '--out', tmp_path/'x'], '0.jpg'),
+            'no run': (['protect', photos, '--with', photos, '--out', tmp_path/'x'], 'config.json'), 'role': (['export', run, '--for', 'protcet', '--out', tmp_path/'x'], "Did you mean 'protect'?"), 'method': (['desensitize', photos, '--method', 'fog', '--out', tmp_path/'x'], "'fog'"),
+            'format': (['desensitize', photos, '--format', 'gif', '--out', tmp_path/'x'], "'gif'"), 'quality': (['desensitize', photos, '--quality', '0', '--out', tmp_path/'x'], 'quality'), 'note': (['desensitize', photos, '--keep', 'gps', '--out', tmp_path/'x'], "'gps'"),
+            'size': (['protect', photos, '--with', run, '--size', 'big', '--out', tmp_path/'x'], "'big'"), 'batch': (['protect', photos, '--with', run, '--batch', '0', '--out', tmp_path/'x'], 'batch'), 'device': (['protect', photos, '--with', run, '--device', 'gpu', '--out', tmp_path/'x'], "'gpu'"),
+            'arm': (['protect', photos, '--with', run, '--arm', 'Base', '--out', tmp_path/'x'], 'hides nobody'), 'passphrase of a run': (['recover', photos, '--key', run, '--out', tmp_path/'x', '--passphrase-file', tmp_path/'none'], 'passphrase'), 'info of a folder': (['info', photos], 'folder'), 'info of nothing': (['info', tmp_path/'none'], 'none')}
+
+@pytest.mark.parametrize('case', ['no anonymizer', 'no output', 'into the source', 'nothing there', 'not protected', 'no bundle', 'no run', 'role', 'method', 'format', 'quality', 'note', 'size', 'batch', 'device', 'arm', 'passphrase of a run', 'info of a folder', 'info of nothing'])
+def test_a_mistake_with_own_pictures_costs_one_line(demo, say, tmp_path, photos, case):
+    words,named = use_mistakes(demo[0], tmp_path, photos)[case]
+    code,_,err = say(*words)
+    lines = [l for l in err.splitlines() if l.strip()]
+    assert code==2 and len(lines)==1 and lines[0].startswith('privreid: ') and named in lines[0], err
+    assert not (tmp_path/'x').exists()
