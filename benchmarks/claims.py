@@ -258,7 +258,7 @@ def main(words:list[str]=None)->int:
     for name,what in (('train', 'the runs of the table'), ('threads', 'one run with one thread and with two'), ('long', 'the longer recording'), ('real', 'a run on photographs')):
         c = command(name, what)
         c.add_argument('--desensitizer', nargs='+', default=['all'], help='blur, pixelation, noise or all; threads and long take the first (default: all)')
-        c.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2, 3, 4], help='threads and long take the first (default: 0 to 4)')
+        c.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2, 3, 4], help='threads, long and real take the first (default: 0 to 4)')
         c.add_argument('--workers', type=int, default=1, help='processes at once; they may share a GPU (default: 1)')
         c.add_argument('--device', default='cpu', help='cpu or cuda (default: cpu)')
         c.add_argument('--threads', type=int, default=1, help='of each process (default: 1)')

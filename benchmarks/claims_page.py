@@ -6,7 +6,7 @@ from pathlib import Path
 from textwrap import wrap
 import numpy as np
 import pandas as pd
-from claims_record import Record, rows_of, sources
+from claims_record import Record, sources
 from privreid.report import CLOSE, CROSSED, FAILS, HOLDS, claims, pooled_claims
 from privreid.tables import markdown
 
@@ -69,7 +69,7 @@ class Page:
         return {d: {c.text: [found[i].verdict for found in seen] for i,c in enumerate(seen[0])} for d,seen in self.claims.items()}
     @cached_property
     def together(self)->dict: # desensitizer -> claim -> that of all seeds as one
-        return {d: {c.text: c for c in pooled_claims(seen)} for d,seen in self.claims.items()}
+        return {d: {c.text: c for c in pooled_claims(seen, same_people=self.runs[d][0].cfg.data!='synthetic')} for d,seen in self.claims.items()}
     @property
     def rows(self)->list[str]: return list(dict.fromkeys(t for seen in self.verdicts.values() for t in seen))
 

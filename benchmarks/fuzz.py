@@ -29,7 +29,7 @@ from fuzz_files import Case
 # of one input: MB beyond what was there, MB of a file, seconds of a processor, seconds until the child is given up
 MEMORY,DISK,SECONDS,PATIENCE = 400, 64, 10, 120
 KINDS = fuzz_files.KINDS|fuzz_calls.KINDS
-REFUSALS = ValueError, TypeError, OSError, FloatingPointError
+REFUSALS = ValueError, TypeError, OSError, FloatingPointError, IndexError   # the last is what `split[92]` has to say, or a loop over it would not end
 LONGEST = 400   # characters of a message, the path of the input's folder not counted
 
 @dataclass

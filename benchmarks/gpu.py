@@ -3,9 +3,10 @@
 Each part is a process of its own with a time limit. It prints Markdown and leaves in the folder of results `gpu.csv` (part, what, value, unit), `gpu.md` (the tables) and what its training wrote.
 """
 import argparse, csv, os, platform, statistics, subprocess, sys, time
-from contextlib import nullcontext, redirect_stderr
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 import numpy as np
 import torch
 from common import stopwatch
@@ -189,7 +190,6 @@ def main():
             if left<5: tell(f'\n{name}: no time left.\n'); failed.append(name); continue
             start = time.monotonic()
             child = subprocess.Popen([sys.executable, __file__, name, '--here', '--out', args.out, '--device', args.device]+['--toy']*args.toy, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            from threading import Timer
             end = Timer(left, child.kill); end.start()
             for line in child.stdout: tell(line)
             end.cancel()

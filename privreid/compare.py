@@ -77,7 +77,7 @@ def shares(runs:dict[str,Finished])->str:
     said = {name: queries(r.results) for name,r in runs.items()}
     return next(iter(said.values())) if len(set(said.values()))==1 else '; '.join(f'{name}: {s}' for name,s in said.items())
 
-OVER_SEEDS = 'In brackets: the mean margin over the seeds, and its 95 % interval over seeds and test people'
+OVER_SEEDS = 'Each number is a mean margin over the seeds; in brackets its 95 % interval, over seeds and test people'
 
 # %% ../nbs/07f_compare.ipynb #50f33269
 def digits(
@@ -87,7 +87,7 @@ def digits(
     return next((n for word,n in dict(SSIM=3, PSNR=2).items() if word in quantity), 1)
 
 def comparison_text(runs:dict[str,Finished])->str:
-    "A comparison for the terminal: rank-1, mAP and likeness."
+    "A comparison for the terminal: rank-1, mAP, likeness, and claims over seeds."
     groups,parts = same_but_seed(runs), {'What differs': changed(runs)} if len(changed(runs)) else {}
     parts |= {q: in_words(t, groups, digits(q)) for q,t in compare(runs).items() if not q.startswith(('Rank-5', 'mINP'))}
     told = [f'{title}\n{df.to_string()}\n' for title,df in parts.items()]

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
-from scipy.special import ndtr, stdtrit
 from torch import Tensor, nn
 from .agw import full_precision
 from .checks import check_alike, check_images, check_number, shown, visible
@@ -487,6 +486,7 @@ def interval(
     level:float=LEVEL,
 )->tuple[float,float]|None: # None: one alone says nothing
     "The expanded percentile interval of a bootstrap."
+    from scipy.special import ndtr, stdtrit   # here, because it takes a while to import
     if groups<2: return None
     tail = ndtr(-stdtrit(groups-1, (1+level)/2)*(groups/(groups-1))**.5)
     return tuple(np.quantile(draws, [tail, 1-tail]).tolist())
@@ -499,6 +499,7 @@ def over_seeds(
     seed:int=0,
 )->np.ndarray:                # (n,)
     "The mean over runs, had other seeds been trained and other people come."
+    from scipy.special import stdtrit
     d,rng,P = np.stack(draws), np.random.default_rng((seed, len(draws))), np.maximum(groups, 2.)[:,None]
     runs,n = d.shape
     mean,own = d.mean(1), d.var(1).mean()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 import privreid.agw
 from privreid.agw import (AGW, BACKBONES, STREET_SEED, CenterLoss, GeM, Mini, NonLocal, ReidOutput, agw_loss, build_backbone, gem, id_loss,
-                          load_backbone, read_weights, torchvision_name, undo_weight, wrt_loss)
+                          read_weights, torchvision_name, undo_weight, wrt_loss)
 from privreid.data import SyntheticPedestrians
 from privreid.evaluation import four_settings
 from privreid.files import legible

@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'benchmarks'))
 import claims, claims_page, claims_record
 from claims_page import Page, grouped, marked
-from claims_record import Record, collect, columns, history_of, kept_of, packed, row_of, rows_of, unpacked
+from claims_record import Record, collect, columns, history_of, kept_of, packed, rows_of, unpacked
 from privreid.experiments import load_arm
 from privreid.report import claims as judged, read_run
 
@@ -108,9 +108,11 @@ def test_a_run_comes_back_from_the_record(recorded, record):
         there = read_run(out/'runs'/f'seed3-{run.cfg.desensitizer}')
         assert run.results==there.results and run.cfg==there.cfg and run.meta==there.meta
         ours,theirs = (judged(r.results, r.history, r.eps) for r in (run, there))
-        assert [(c.text, c.numbers) for c in ours]==[(c.text, c.numbers) for c in theirs]
+        assert [(c.text, c.verdict) for c in ours]==[(c.text, c.verdict) for c in theirs]
+        exact = [(c.numbers, d.numbers) for c,d in zip(ours, theirs) if 'PSNR' not in c.numbers]   # pictures have half the digits, so the last one of an interval may differ
+        assert exact and all(a==b for a,b in exact)
         for a,b in zip(ours, theirs):
-            for m,n in zip(a.margins, b.margins): assert m.by.value==n.by.value and np.allclose(m.by.draws, n.by.draws, atol=.01)   # pictures have half the digits
+            for m,n in zip(a.margins, b.margins): assert m.by.value==n.by.value and np.allclose(m.by.draws, n.by.draws, atol=.01)
         for kind in ('validation', 'decision'): assert run.rows(kind)==there.rows(kind)
     assert kept['unlike_demo']['people']==12 and 'seed' not in kept['unlike_demo']
 
@@ -139,7 +141,7 @@ def test_the_page_is_made_of_the_record(record):
     assert f"Only {r['arms']['w/ U']['recovered']['psnr']:.2f} dB." in text and text.endswith('End.') and not re.search('{{|Never', text)
     assert f"| Base | {100*r['arms']['Base']['settings']['raw-raw']['rank1']:.1f} |" in text
     assert text.count('<details>')==text.count('</details>')==2
-    assert not [t for _,t in page.unexplained if '25 dB' in t] and page.unexplained   # two epochs teach nothing: rows that fail are named
+    assert not [t for _,t in page.unexplained if '25 dB' in t] and page.unexplained   # one epoch teaches nothing: rows that fail are named
     held = {d: [t for t,v in seen.items() if v==['holds']] for d,seen in page.verdicts.items()}
     for d,t in page.unexplained: assert t not in held[d]
     svg = page.svg()

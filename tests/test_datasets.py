@@ -7,7 +7,7 @@ from PIL import Image
 from scipy.io import savemat
 import privreid.datasets as S
 from privreid.data import PARTS, PKSampler, ReidData, Split, SyntheticPedestrians
-from privreid.datasets import LEFT_OUT, SPLITS, Listing, Record, cuhk03, divide, image_folder, list_data, load_data, market1501, msmt17, one_query_per_camera, read_split, refuse_unusable, save_split
+from privreid.datasets import SPLITS, Listing, Record, cuhk03, divide, image_folder, list_data, load_data, market1501, msmt17, one_query_per_camera, read_split, refuse_unusable, save_split
 from privreid.names import find_images
 from test_data import SMALL, same
 from test_files import nobody, posix

@@ -1,15 +1,15 @@
 "Arms that share what they have in common end as if each had trained alone; a run refuses what would make its numbers wrong, and reads nothing that is damaged."
-import json, math, shutil, stat, warnings
-from dataclasses import asdict, replace
+import json, math, shutil, stat
+from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from privreid.cli import main
-from privreid.data import PARTS, Split, SyntheticPedestrians
+from privreid.data import PARTS, SyntheticPedestrians
 from privreid.datasets import save_split
 from privreid.evaluation import SETTINGS
-from privreid.experiments import (ARM_FOLDERS, ARMS, Arm, Experiment, arm_named, begin, compare_part, evaluate_run, load_arm, load_history, load_outcomes,
+from privreid.experiments import (ARMS, arm_named, begin, compare_part, evaluate_run, load_arm, load_history, load_outcomes,
                                   load_results, load_run, load_weights, look_of, open_run, read_pictures, refuse_other_images, run_experiment, write_json)
 from privreid.joint import preset
 
