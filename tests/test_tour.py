@@ -202,6 +202,6 @@ def alone(folder:Path)->str:
 def test_script_shows_what_it_promises(tmp_path):
     "With its own sizes: people found in protected pictures far more often than by lot, and more often than by a stranger."
     (tmp_path/'micro.py').write_text(TEXT, encoding='utf-8')
-    rows = {m[1].strip(): [float(v) for v in m[2].split('%')[:4]] for m in re.finditer(r'^(\D+?)((?:\s+\d+%){4})$', alone(tmp_path), flags=re.M)}
+    rows = {m[1].strip(): [float(v) for v in m[2].split('%')[:4]] for m in re.finditer(r'^([^\d\n]+?)((?: +\d+%){4})$', alone(tmp_path), flags=re.M)}
     lot,stranger,joint = rows['drawn by lot'], rows['stranger, protected'], rows['joint, protected']
     assert min(joint)>5*lot[0] and all(j>s for j,s in zip(joint[1:], stranger[1:]))

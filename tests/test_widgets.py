@@ -109,7 +109,7 @@ def rewrite(path, **changes): path.write_text(json.dumps(json.loads(path.read_te
     (lambda run: rewrite(run/'results.json', base_r1='x'), "'x', not a number from 0 to 1: results.json"),
     (lambda run: rewrite(run/'results.json', base_r1=float('nan')), 'nan, not a number from 0 to 1: results.json'),
     (lambda run: rewrite(run/'config.json', eps_psnr='much'), 'eps_psnr must be a finite number'),
-    (lambda run: (run/'history.jsonl').write_text(re.sub('"epoch": [0-9]+', '"epoch": 0', (run/'history.jsonl').read_text())), 'order of their epochs, from 1 on (0, 0, 0, 0, 0, 0, 0, 0, 0): history.jsonl'),
+    (lambda run: (run/'history.jsonl').write_text(re.sub('"epoch": [0-9]+', '"epoch": 0', (run/'history.jsonl').read_text())), 'order of their epochs, from 1 on (0, 0, 0, 0, 0, 0, 0, 0, 0, 0): history.jsonl'),
 ], ids=['results a list', 'base text', 'base nan', 'epsilon text', 'epoch 0'])
 def test_a_wrong_value_is_a_sentence(run, spoil, says):
     spoil(run)
@@ -126,7 +126,7 @@ def test_buttons_set_the_exact_values(run):
         assert Epsilons(*(c.value for c in controls))==eps and view.value==own.view(eps)
     assert (controls[0].min, controls[1].min)==(-2.15, -.2)   # on the grid, so that the paper's values are
 
-def test_numbers_say_whose_they_are(): assert 'epoch 9, on validation people: rank-1' in (page := Explorer.of_run(demo_run())._repr_html_()) and '(raw query, protected gallery); protected' in page
+def test_numbers_say_whose_they_are(): assert 'epoch 10, on validation people: rank-1' in (page := Explorer.of_run(demo_run())._repr_html_()) and '(raw query, protected gallery); protected' in page
 
 def test_spans_against_a_walk_through_the_epochs():
     "Ask for each single epoch what the last decision before it was."
