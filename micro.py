@@ -1,6 +1,6 @@
 """Hide people, bring them back with a key, and still find out who is who.
 
-python micro.py: about two minutes on two CPU cores, without a GPU. It needs torch,
+python micro.py: a few minutes on two CPU cores, without a GPU. It needs torch,
 matplotlib and, for its painted people, privreid. Made from nbs/00_tour.ipynb by
 docs/micro.py: edit the notebook, not this file.
 """
@@ -277,4 +277,4 @@ row('stranger, protected', four_settings(stranger, net.G_X, *test))
 row('Base, blurred', four_settings(base, blur, *test))
 row('joint, protected', four_settings(net.reid, net.G_X, *test))
 
-# --- What two minutes show, and what they do not
+# --- What a few minutes show, and what they do not

@@ -5,7 +5,7 @@ from readme import ROOT
 
 HEAD = '''"""Hide people, bring them back with a key, and still find out who is who.
 
-python micro.py: about two minutes on two CPU cores, without a GPU. It needs torch,
+python micro.py: a few minutes on two CPU cores, without a GPU. It needs torch,
 matplotlib and, for its painted people, privreid. Made from nbs/00_tour.ipynb by
 docs/micro.py: edit the notebook, not this file.
 """'''
