@@ -1,7 +1,7 @@
 "Write micro.py, the tour as one script, from the code cells of nbs/00_tour.ipynb. `--check` writes nothing and exits with 1 when micro.py is stale."
-import argparse, re, sys
+import re
 import nbformat
-from readme import ROOT
+from readme import ROOT, generate
 
 HEAD = '''"""Hide people, bring them back with a key, and still find out who is who.
 
@@ -20,11 +20,4 @@ def script()->str:
             parts.append(re.sub(r'^#\|.*\n', '', c.source, flags=re.M).strip())
     return '\n\n'.join(parts)+'\n'
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument('--check', action='store_true', help='only compare')
-    path,text = ROOT/'micro.py', script()
-    if not p.parse_args().check: path.write_text(text, encoding='utf-8')
-    elif not path.exists() or path.read_text(encoding='utf-8')!=text: sys.exit('micro.py is stale: run `python docs/micro.py`')
-
-if __name__ == '__main__': main()
+if __name__ == '__main__': generate(ROOT/'micro.py', script(), __doc__, 'docs/micro.py')

@@ -35,11 +35,11 @@ def readme()->str:
     cfg,nb = settings(), nbformat.read(ROOT/'nbs'/'index.ipynb', as_version=4)
     return '\n\n'.join([HEAD]+[m for c in nb.cells if (m := markdown(c, cfg).strip())])+'\n'
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__)
+def generate(path:Path, text:str, about:str, script:str):
+    "The command of a script that generates a file: write it, or with `--check` say that it is stale."
+    p = argparse.ArgumentParser(description=about)
     p.add_argument('--check', action='store_true', help='only compare')
-    path,text = ROOT/'README.md', readme()
     if not p.parse_args().check: path.write_text(text, encoding='utf-8')
-    elif not path.exists() or path.read_text(encoding='utf-8')!=text: sys.exit('README.md is stale: run `python docs/readme.py`')
+    elif not path.exists() or path.read_text(encoding='utf-8')!=text: sys.exit(f'{path.name} is stale: run `python {script}`')
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': generate(ROOT/'README.md', readme(), __doc__, 'docs/readme.py')
