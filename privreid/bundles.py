@@ -22,9 +22,9 @@ from .checkpoint import finite_tensors
 from .checks import check_number, choice
 from .experiments import ARM_FOLDERS, ARMS, arm_named, load_results, load_run, load_weights
 from .files import atomic, expand, legible, strict_json
-from .folder import COUNT, FINITE, expect, nothing, writing
+from .folder import COUNT, FINITE, expect, hexadecimal, nothing, writing
 from .joint import agw_of
-from .locks import MAGIC, hexadecimal, lock_of, locked, one_of, refuse_file, unlocked
+from .locks import MAGIC, lock_of, locked, one_of, refuse_file, unlocked
 from .machine import arranged
 from .pix2pix import UNetGenerator
 
