@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'HEADER_BYTES', 'BUNDLE_BYTES', 'HEADER', 'KINDS', 'LOCKED', 'mark_of', 'Bundle', 'skeleton', 'unpacked',
-           'packed', 'look_at', 'read_bundle', 'refuse_other_pair', 'default_arm', 'nets_of', 'bundle_of', 'export',
-           'info']
+           'packed', 'look_at', 'read_bundle', 'refuse_other_pair', 'default_arm', 'nets_of', 'from_run', 'bundle_of',
+           'export', 'info']
 
 # %% ../nbs/08a_bundles.ipynb #4edef41d
 import json, math, os, stat, time
@@ -198,11 +198,11 @@ def _measured(run:Path|str, arm:str)->dict[str,float]:
     found |= {f'outsider rank-1 {s}': v['rank1'] for s,v in results['unprotected'].get(arm, {}).items()}
     return {k: v for k,v in found.items() if math.isfinite(v)}
 
-def bundle_of(
+def from_run(
     run:Path|str,
     role:str,     # protect, recover or reid
     arm:str='',   # default: w/ U where the run has it
-)->bytes:
+)->Bundle:
     "One network of a run, with what it is."
     role,arm = choice(role, ROLES, 'role'), arm_named(arm) if arm else default_arm(run)
     cfg,meta = load_run(run)
@@ -218,7 +218,12 @@ def bundle_of(
     versions = dict(privreid=privreid.__version__, torch=torch.__version__)
     facts = dict(format=1, role=role, arm=arm, height=cfg.height, width=cfg.width, data=cfg.data, desensitizer=cfg.desensitizer, epochs=cfg.epochs, run=blake2b(seen, digest_size=16).hexdigest(),
                  pair=mark_of(X.state_dict()), weights=mark_of(net.state_dict()), versions=versions, metrics=_measured(run, arm), made=time.strftime('%Y-%m-%d'))|own
-    return packed(facts, net.state_dict())
+    return Bundle(facts, net.state_dict())
+
+def bundle_of(run:Path|str, role:str, arm:str='')->bytes:
+    "The same as the bytes of a file. The arguments are those of `from_run`."
+    made = from_run(run, role, arm)
+    return packed(made.facts, made.tensors)
 
 def export(
     run:Path|str,
@@ -235,8 +240,9 @@ def export(
     others = [KINDS['protect'], KINDS['reid']] if secret else [KINDS['recover'], LOCKED]
     if beside := [o for o in others if (folder/o).exists()]: raise ValueError(f'{legible(folder)} holds {beside[0]}: a key never lies beside what is given away. Name another folder.')
     if os.path.lexists(path) and not force: raise FileExistsError(f'{legible(path)} is there already: name another folder, or say --force (in Python force=True).')
-    whole = bundle_of(run, role, arm)
-    if passphrase: whole = locked(whole, passphrase, unpacked(whole).facts['pair'])
+    made = from_run(run, role, arm)
+    whole = packed(made.facts, made.tensors)
+    if passphrase: whole = locked(whole, passphrase, made.facts['pair'])
     with writing(path), atomic(path, private=secret) as tmp: tmp.write_bytes(whole)
     return path
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from .bundles import bundle_of, read_bundle, refuse_other_pair, unpacked
+from .bundles import from_run, read_bundle, refuse_other_pair
 from .checks import check_images, check_number, choice
 from .data import to_float, to_uint8
 from .desensitize import DESENSITIZER_ALIASES, DESENSITIZERS
@@ -64,7 +64,9 @@ class _Loaded:
         pair:str='',     # of a key: the fingerprint of the anonymizer that made the pictures
     ):
         "Read it from a file that `export` wrote, or from a run."
-        if expand(path).is_dir(): bundle = unpacked(bundle_of(path, cls.role, arm), path); refuse_other_pair(bundle.facts['pair'], pair, path)
+        if expand(path).is_dir():
+            bundle = from_run(path, cls.role, arm)
+            refuse_other_pair(bundle.facts['pair'], pair, path)
         else: bundle = read_bundle(path, cls.role, passphrase, pair)
         device = accelerator_on(device).device
         return cls(bundle.net(device), bundle.facts['pair'], bundle.facts['arm'], device, batch)
@@ -127,6 +129,17 @@ class Recovery(_Loaded):
     def unfit(self, im:np.ndarray, size:tuple[int,int])->np.ndarray: return _scaled(im, size, Image.BICUBIC)
 
 # %% ../nbs/08_deploy.ipynb #ad5eaa21
+def _written(
+    format:str,          # png or jpeg
+    quality:int,         # of jpeg
+    keep:tuple[str,...], # of `KEEP`
+    rename,              # None: names are kept
+)->tuple[tuple[str,...],dict]: # notes that are kept, what a job says of its files
+    "How pictures are to be written, checked."
+    format = choice(format, ('png', 'jpeg'), 'format', dict(jpg='jpeg'))
+    check_number(quality, 'quality', least=1, most=100, whole=True)
+    return tuple(choice(k, KEEP, 'note') for k in keep), dict(format=format, names='random' if rename else 'kept')|({'quality': quality} if format=='jpeg' else {})
+
 JPEG_LOSS = 'JPEG loses part of what recovery lives on: 0.5 dB at quality 95 and 0.7 dB at 90, measured in lesson 08 on painted people of 64 x 32. PNG loses nothing.'
 
 def protect_folder(
@@ -145,19 +158,18 @@ def protect_folder(
     batch:int=16,
 )->Done:
     "Hide the people in all pictures of a folder; the same call goes on where it was interrupted."
-    size,format = choice(size, ('original', 'network'), 'size'), choice(format, ('png', 'jpeg'), 'format', dict(jpg='jpeg'))
-    keep = tuple(choice(k, KEEP, 'note') for k in keep)
-    check_number(quality, 'quality', least=1, most=100, whole=True)
+    size = choice(size, ('original', 'network'), 'size')
+    keep,files = _written(format, quality, keep, rename)
     hides = Anonymizer.load(bundle, arm, device, batch)
-    job = dict(what='protect', pair=hides.pair, arm=hides.arm, height=hides.size[0], width=hides.size[1], size=size, format=format, names='random' if rename else 'kept')
-    if format=='jpeg': job['quality'] = quality; warnings.warn(JPEG_LOSS)
+    job = dict(what='protect', pair=hides.pair, arm=hides.arm, height=hides.size[0], width=hides.size[1], size=size)|files
+    if files['format']=='jpeg': warnings.warn(JPEG_LOSS)
     smaller = []
     def decode(path):
         im = read_image(path)
         if size=='original' and (im.shape[0]<hides.size[0] or im.shape[1]<hides.size[1]): smaller.append(path)
         return hides.fit(im), im.shape[:2], notes_of(path, keep)
     def change(seen): return [(im, *rest) for im,(_,*rest) in zip(hides.small([s[0] for s in seen], True), seen)]
-    def encode(made): return encoded(made[0] if size=='network' else enlarged(made[0], made[1]), format, quality, made[2]), made[1]
+    def encode(made): return encoded(made[0] if size=='network' else enlarged(made[0], made[1]), files['format'], quality, made[2]), made[1]
     def of_made(im): return im if size=='network' else reduced(im, hides.size)
     done = fill(source, out, job, decode, change, encode, batch=batch, force=force, rename=rename, what='protecting', fits=(hides.fit, of_made) if verify else None)
     if smaller: done.notes.append(f'{len(smaller)} pictures are smaller than {hides.size[0]} x {hides.size[1]}: scaled back to their size, they are recovered less well. --size network keeps all.')
@@ -217,12 +229,11 @@ def desensitize_folder(
     device:str='',
 )->Done:
     "Blur, pixelate or noise all pictures of a folder, for good: no key brings them back. The arguments are those of `protect_folder`."
-    method,format = choice(method, DESENSITIZERS, 'method', DESENSITIZER_ALIASES), choice(format, ('png', 'jpeg'), 'format', dict(jpg='jpeg'))
-    keep = tuple(choice(k, KEEP, 'note') for k in keep)
-    check_number(quality, 'quality', least=1, most=100, whole=True)
+    method = choice(method, DESENSITIZERS, 'method', DESENSITIZER_ALIASES)
+    keep,files = _written(format, quality, keep, rename)
     hide = DESENSITIZERS[method](*(() if strength is None else (strength,)))
     device = accelerator_on(device).device
-    job = dict(what='desensitize', method=f'{method} {hide.strength:g}', format=format, names='random' if rename else 'kept')|({'quality': quality} if format=='jpeg' else {})
+    job = dict(what='desensitize', method=f'{method} {hide.strength:g}')|files
     def change(seen):
         made = []
         for im,note in seen:
@@ -230,5 +241,5 @@ def desensitize_folder(
             made.append((to_uint8(hide(to_float(torch.from_numpy(im.copy()).permute(2,0,1)[None]).to(device)))[0].permute(1,2,0).cpu().numpy(), note))
         return made
     def same(im): return im
-    return fill(source, out, job, lambda path: (read_image(path), notes_of(path, keep)), change, lambda made: (encoded(made[0], format, quality, made[1]), made[0].shape[:2]),
+    return fill(source, out, job, lambda path: (read_image(path), notes_of(path, keep)), change, lambda made: (encoded(made[0], files['format'], quality, made[1]), made[0].shape[:2]),
                 force=force, rename=rename, what='desensitizing', fits=(same, same) if verify else None)
