@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'STREET_SEED', 'STREET_HASH', 'SHIPPED', 'MEAN', 'STD', 'gem', 'check_power', 'GeM', 'NonLocal', 'Mini',
-           'build_backbone', 'flatten', 'torchvision_name', 'fitting', 'read_weights', 'imagenet_weights',
-           'street_weights', 'load_backbone', 'ReidOutput', 'AGW', 'id_loss', 'CenterLoss', 'check_features',
-           'full_precision', 'pair_weights', 'wrt_loss', 'agw_loss', 'undo_weight']
+           'build_backbone', 'flatten', 'torchvision_name', 'fitting', 'read_weights', 'misfit_of', 'refuse_misfit',
+           'imagenet_weights', 'street_weights', 'load_backbone', 'ReidOutput', 'AGW', 'id_loss', 'CenterLoss',
+           'check_features', 'full_precision', 'pair_weights', 'wrt_loss', 'agw_loss', 'undo_weight']
 
 # %% ../nbs/03_agw.ipynb #48335db1
 import hashlib, math, os, re, warnings
@@ -19,7 +19,7 @@ from zipfile import ZipFile, is_zipfile
 import torch
 import torch.nn.functional as F
 import torchvision
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, conv1x1
 from .checks import check_images, check_labels, check_number, check_values, choice, legible, shown, visible
@@ -149,11 +149,25 @@ def read_weights(
                          'state_dict is.')
     return flatten(state)
 
+def misfit_of(
+    weights:str,  # 'imagenet', 'street', or anything else
+    backbone:str,
+)->str:           # '' where they fit
+    "Why weights that have a name are not for a backbone."
+    if weights=='imagenet' and backbone=='mini':
+        return ("backbone 'mini' has no ImageNet weights: take weights 'street' or leave them empty, or take resnet18 "
+                "or resnet50.")
+    if weights=='street' and backbone!='mini':
+        return f"weights 'street' fit backbone 'mini' only, not {backbone}: take weights 'imagenet', a file, or none."
+    return ''
+
+def refuse_misfit(weights:str, backbone:str):
+    "Say no to weights that have a name and are for other backbones."
+    if why := misfit_of(weights, backbone): raise ValueError(why)
+
 def imagenet_weights(name:str)->dict[str,Tensor]:
     "torchvision's."
-    if name=='mini':
-        raise ValueError("backbone 'mini' has no ImageNet weights: take weights 'street' or leave them empty, or "
-                         "take resnet18 or resnet50.")
+    refuse_misfit('imagenet', name)
     try: state = torchvision.models.get_model_weights(name).IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as e:
         raise ConnectionError(f"ImageNet weights of {name} could not be downloaded ({legible(e)}). Give the path of "
@@ -165,14 +179,13 @@ STREET_HASH = 'a36cb96eb9d14cb9554349d2d5276ad035558229c47e9f87d59cedef09dcdc7d'
 
 def street_weights(name:str)->dict[str,Tensor]:
     "Ours for mini: learnt on the painted people of another street, by `benchmarks/street.py`."
-    if name!='mini':
-        raise ValueError(f"weights 'street' fit backbone 'mini' only, not {name}: take weights 'imagenet', a file, or "
-                         "none.")
+    refuse_misfit('street', name)
     path = files('privreid')/'street.safetensors'
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest()!=STREET_HASH:
+    whole = path.read_bytes() if path.is_file() else b''
+    if hashlib.sha256(whole).hexdigest()!=STREET_HASH:
         raise ValueError('street.safetensors of privreid is missing or not the one that this version came with: '
                          'install privreid again.')
-    return read_weights(path)
+    return load(whole)
 
 SHIPPED = dict(imagenet=imagenet_weights, street=street_weights)   # weights that have a name
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from fastcore.basics import patch
 from torch import Tensor, nn
-from .agw import BACKBONES, STREET_SEED, AGW, CenterLoss, agw_loss, undo_weight
+from .agw import BACKBONES, SHIPPED, STREET_SEED, AGW, CenterLoss, agw_loss, misfit_of, undo_weight
 from .checks import check_number, choice, shown
 from .data import PKSampler, Split, augment, draw_augmentation, to_float
 from .datasets import READERS
@@ -112,14 +112,11 @@ def ruled(
 # %% ../nbs/04_joint.ipynb #e9385a48
 def _contradictions(cfg:Config)->list[tuple[bool,str]]: # (whether it is so, what to say)
     "What cannot be had together, in any run."
-    batch,k = cfg.batch, cfg.per_identity
+    batch,k,unfit = cfg.batch, cfg.per_identity, misfit_of(cfg.weights, cfg.backbone)
     return [
         (batch%k>0, f'batch {batch} is not divisible by per_identity {k}: a batch holds that many images of each of its identities.'),
         (batch==k, f'batch {batch} with per_identity {k} holds one identity: the triplet loss needs at least two. Raise batch.'),
-        (cfg.backbone=='mini' and cfg.weights=='imagenet',
-         "backbone 'mini' has no ImageNet weights: take weights street or leave them empty, or take resnet18 or resnet50."),
-        (cfg.backbone!='mini' and cfg.weights=='street',
-         f"weights 'street' fit backbone 'mini' only, not {cfg.backbone}: take weights imagenet, a file, or none."),
+        (bool(unfit), unfit),
         (cfg.data=='synthetic' and cfg.weights=='street' and cfg.seed==STREET_SEED,
          f"seed {STREET_SEED} draws the people whom weights street have learnt: take another seed.")]
 
@@ -127,7 +124,7 @@ def _vain_hopes(cfg:Config)->list[tuple[bool,str]]: # (whether it is so, what to
     "What a run that is yet to begin would wait for in vain."
     steps,epochs,p = list(cfg.milestones), cfg.epochs, cfg.batch//cfg.per_identity
     learn = cfg.people-max(1, round(cfg.people/5))   # one in five validates
-    file = cfg.weights not in ('', 'imagenet', 'street', 'upper')
+    file = cfg.weights not in ('', 'upper', *SHIPPED)
     return [
         (steps!=sorted(set(steps)), f'milestones must go up, not {shown(cfg.milestones)}.'),
         (max(steps, default=0)>epochs, f'milestones end at {max(steps, default=0)}, beyond the last of {epochs} epochs.'),

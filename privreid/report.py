@@ -6,8 +6,8 @@
 __all__ = ['HOLDS', 'FAILS', 'CLOSE', 'CROSSED', 'METRICS', 'ARM_COLOURS', 'INK', 'LOSSES', 'VALIDATED', 'REPORT_STYLE',
            'PARTS_OF_REPORT', 'Finished', 'in_todays_words', 'read_run', 'Estimate', 'in_brackets', 'Margin', 'Claim',
            'ranked', 'pictured', 'verdict_of', 'judged', 'claims', 'pooled_claims', 'settings_table', 'quality_table',
-           'snooper_table', 'queries', 'bases', 'summary', 'with_difference', 'to_base', 'to_desensitized', 'table',
-           'image', 'chart', 'finite', 'legend', 'limits', 'curves', 'claims_list', 'claims_part', 'of_what',
+           'snooper_table', 'queries', 'share', 'bases', 'summary', 'with_difference', 'to_base', 'to_desensitized',
+           'table', 'image', 'chart', 'finite', 'legend', 'limits', 'curves', 'claims_list', 'claims_part', 'of_what',
            'pictures_part', 'settings_part', 'likeness_part', 'snooper_part', 'upgradation_part', 'losses_part',
            'setup_part', 'headline', 'destination', 'page', 'write_report']
 
@@ -251,7 +251,10 @@ def snooper_table(results:dict)->pd.DataFrame: # rank-1, percent
 
 def queries(results:dict)->str:
     "How many queries a rank-1 is a share of, and what it would be by chance."
-    found = next(iter(results['arms'].values()))['settings']['raw-raw']
+    return share(next(iter(results['arms'].values()))['settings']['raw-raw'])
+
+def share(found:dict)->str: # with 'queries' and, if it is known, 'chance'
+    "The same in words."
     by_chance = '' if found.get('chance') is None else f"; by chance rank-1 would be {found['chance']:.1%}"
     return f"{found['queries']} queries{by_chance}"
 
@@ -419,8 +422,8 @@ def upgradation_part(run:Finished)->str:
     line = ''.join(item(d) for d in run.rows('decision'))
     drawn = curves(run, 'validation', VALIDATED)
     seen = run.results.get('validated')
-    share = f" ({seen['queries']} queries; by chance rank-1 would be {seen['chance']:.1%})" if seen else ''
-    return drawn and f'<p>On validation people{share}, while training.</p>{drawn}'+(f'<h3>What was decided, and why</h3><ol class="line">{line}</ol>' if line else '')
+    worth = f' ({share(seen)})' if seen else ''
+    return drawn and f'<p>On validation people{worth}, while training.</p>{drawn}'+(f'<h3>What was decided, and why</h3><ol class="line">{line}</ol>' if line else '')
 
 def losses_part(run:Finished)->str:
     "The losses of all arms."
