@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Timer
 import numpy as np
 import torch
+from claims import commit
 from common import stopwatch
 from evaluation import SIZES, fabricate
 from training import GPU, Machine, PlainStep, Utilisation, epoch, flops, makers
@@ -122,17 +123,17 @@ def retrieval(part:Part):
     for size in ('tiny',) if part.toy else ('market1501', 'msmt17'):
         q,v,labels = fabricate(*SIZES[size])
         q,v = q.to(part.device), v.to(part.device)
-        part.found(f'{size}: bare product', part.seconds(lambda: q@v.T, 3), 's') if size!='msmt17' else None
+        if size!='msmt17': part.found(f'{size}: bare product', part.seconds(lambda: q@v.T, 3), 's')
         part.found(f'{size}: product and ranking', part.seconds(lambda: evaluate_ranking(distances(q, v), *labels), 3 if size!='msmt17' else 1), 's')
 
 def whole(part:Part):
     "Where the time of an epoch goes at the paper's size, in bf16: data, log, checkpoint and validation beside the step"
     cfg = part.size(precision='bf16' if part.cuda else 'no', validate_every=1 if part.toy else 5, people=16 if part.toy else 128, test_people=4 if part.toy else 48)
-    with redirect_stderr(open(os.devnull, 'w')): lines = epoch(cfg, part.device)
-    for line in lines:
-        cells = [c.strip() for c in line.strip('|').split('|')]
-        if len(cells)==3 and cells[1].replace('.', '').isdigit(): part.found(cells[0], float(cells[1]), 's'); part.found(f'{cells[0]}, of the steps', float(cells[2]), '%')
-        elif line and not line.startswith('|'): print(line)
+    with redirect_stderr(open(os.devnull, 'w')): about,seconds = epoch(cfg, part.device)
+    for k,s in seconds.items():
+        part.found(k, s, 's')
+        part.found(f'{k}, of the steps', 100*s/seconds['step'], '%')
+    print(f'\n{about}')
 
 # --- trainings
 
@@ -160,8 +161,7 @@ PARTS = dict(step=120, parity=40, compiled=240, whole=60, retrieval=90, pipeline
 def machine(out:Path, device:str):
     "What it was measured on."
     card = torch.cuda.get_device_name() if device=='cuda' else 'no GPU'
-    git = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True).stdout.strip() or os.environ.get('COMMIT', 'unknown')
-    line = f'{card}, {os.cpu_count()} CPU cores, torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, Python {platform.python_version()}, NumPy {np.__version__}; commit {git}, seed 0'
+    line = f'{card}, {os.cpu_count()} CPU cores, torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, Python {platform.python_version()}, NumPy {np.__version__}; commit {commit() or "unknown"}, seed 0'
     with open(out/'gpu.csv', 'a', newline='', encoding='utf-8') as f: csv.writer(f).writerows([('part', 'what', 'value', 'unit'), ('machine', line, '', '')])
     return line
 

@@ -6,7 +6,8 @@
 #   benchmarks/gpu.sh --device cpu --toy   # every part at toy size: does the script run?
 #
 # It needs no network: this checkout, and a Python with torch, torchvision, accelerate, fastcore, filelock, matplotlib, numpy, pandas, Pillow,
-# psutil, safetensors, scikit-image, scipy and tqdm. What is missing can be carried as wheels: put them on PYTHONPATH.
+# psutil, safetensors, scikit-image, scipy and tqdm. What is missing can be carried as wheels: put them on PYTHONPATH. Where the files have come
+# without their history, PRIVREID_COMMIT names the commit.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1

@@ -153,7 +153,7 @@ class Utilisation(threading.Thread):
         ask = ['nvidia-smi', '--query-gpu=utilization.gpu', '--format=csv,noheader,nounits', '-i', '0']
         while not self.done.wait(.2): self.samples.append(float(subprocess.run(ask, capture_output=True, text=True).stdout or 'nan'))
 
-def epoch(cfg:Config, device:torch.device)->list[str]: # lines of the table
+def epoch(cfg:Config, device:torch.device)->tuple[str,dict[str,float]]: # what it was, seconds of each part and of all
     "Train until the first validation and checkpoint, both included."
     cfg = replace(cfg, epochs=cfg.validate_every, checkpoint_every=cfg.validate_every)
     data = SyntheticPedestrians(train_ids=cfg.people, test_ids=cfg.test_people, size=cfg.size, seed=cfg.seed).load()
@@ -174,12 +174,14 @@ def epoch(cfg:Config, device:torch.device)->list[str]: # lines of the table
         if device.type=='cuda': watch.start()
         start = time.perf_counter(); trainer.fit(); clock.sync(); total = time.perf_counter()-start
         watch.done.set()
-    step = clock.seconds['step']
     rows = {k: clock.seconds[k] for k in ('step', 'data', 'progress', 'log', 'checkpoint', 'validation')}
     rows |= {'all else': total-sum(rows.values()), 'sum': total}
     busy = f' GPU utilisation {statistics.mean(watch.samples):.0f} %.' if watch.samples else ''
-    return [f"{cfg.epochs} epochs of {clock.calls['step']//cfg.epochs} steps, {cfg.batch*clock.calls['step']/total:,.1f} images/s over all, {len(data.val_query)+len(data.val_gallery)} images to validate on.{busy}", '',
-            '| part | seconds | % of the steps |', '|---|---:|---:|']+[f'| {k} | {s:.2f} | {100*s/step:.1f} |' for k,s in rows.items()]
+    return f"{cfg.epochs} epochs of {clock.calls['step']//cfg.epochs} steps, {cfg.batch*clock.calls['step']/total:,.1f} images/s over all, {len(data.val_query)+len(data.val_gallery)} images to validate on.{busy}", rows
+
+def epoch_table(about:str, rows:dict[str,float])->list[str]: # lines
+    "What `epoch` measured."
+    return [about, '', '| part | seconds | % of the steps |', '|---|---:|---:|']+[f"| {k} | {s:.2f} | {100*s/rows['step']:.1f} |" for k,s in rows.items()]
 
 def main():
     p = options(__doc__, rounds=5)
@@ -199,7 +201,7 @@ def main():
     native = torch.cuda.get_device_capability()>=(8, 0) if cuda else bf16_in_hardware()
     half = args.half or ('bf16' if native else 'fp16' if cuda else 'no')
     compile = cuda if args.compile is None else args.compile
-    if args.epoch: how,table = f'precision {half}, compile {compile}', epoch(replace(cfg, precision=half, compile=compile), device)
+    if args.epoch: how,table = f'precision {half}, compile {compile}', epoch_table(*epoch(replace(cfg, precision=half, compile=compile), device))
     else:
         how = f'median of {args.rounds} rounds by the {args.clock} clock, versions {"one after the other" if args.apart else "in turn"}{"" if cuda else ", each in a process of its own"}'
         table = measure(args.rounds, args.steps or (20 if cuda else 1), args.apart, args.clock, cfg, device, half, compile)
