@@ -2,9 +2,9 @@
 
     python benchmarks/claims.py train --out DIR            # 3 desensitizers x 5 seeds, all arms; again: goes on
     python benchmarks/claims.py threads --out DIR          # one seed with one and with two threads
-    python benchmarks/claims.py long --out DIR             # the longer recording, for the explorer and lesson 05
+    python benchmarks/claims.py long --out DIR             # the longer recording, for the explorer and lesson 07
     python benchmarks/claims.py real --out DIR --root FOLDER   # the preset on photographs, once; numbers are kept, no picture
-    python benchmarks/claims.py demo --out DIR             # lesson 07, privreid/demo_run, README's picture, lesson 10
+    python benchmarks/claims.py demo --out DIR             # lesson 08, privreid/demo_run, README's picture, the page on widgets
     python benchmarks/claims.py collect --out DIR          # -> benchmarks/claims/claims.json
     python benchmarks/claims.py write                      # -> nbs/claims.md, nbs/images/claims.svg, marked numbers in prose; --check only compares
 
@@ -227,20 +227,20 @@ def ship_long(folder:Path, to:Path)->int: # 1: it is not worth showing
     return int(dull or size>=10**6)
 
 def demo(args)->int:
-    "Lesson 07 with its slow cells, and from that very run: what is shipped, README's picture, lesson 10."
+    "Lesson 08 with its slow cells, and from that very run: what is shipped, README's picture, the page on widgets."
     kept = args.out/'demo'
     env = os.environ|dict(TMPDIR=str(kept), CUDA_VISIBLE_DEVICES='', PYTHONPATH=str(ROOT))   # a lesson works in a temporary folder: here it is found again; a GPU would take another preset
     env.pop('MPLBACKEND', None)
     def do(*words): print('$ python', *words, flush=True); subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env=env, check=True)
     if not args.keep:
         shutil.rmtree(kept, ignore_errors=True); kept.mkdir(parents=True)
-        do('docs/execute.py', 'nbs/07_experiments.ipynb', '--flags', 'slow')
+        do('docs/execute.py', 'nbs/08_settings.ipynb', '--flags', 'slow')
     found = sorted(kept.glob('*/demo/results.json'))
-    if len(found)!=1: raise SystemExit(f'{kept} should hold one demo of lesson 07, and holds {len(found)}.')
+    if len(found)!=1: raise SystemExit(f'{kept} should hold one demo of lesson 08, and holds {len(found)}.')
     run = found[0].parent
     for name in SHIPPED: shutil.copyfile(run/name, ROOT/'privreid'/'demo_run'/name)
     do('docs/row.py', run)
-    do('docs/execute.py', 'nbs/10_widgets.ipynb')
+    do('docs/execute.py', 'nbs/behind_widgets.ipynb')
     (kept/'made.json').write_text(json.dumps(dict(code=code_state(), commit=commit(), cpu=processor(), cores=os.cpu_count()), indent=1)+'\n')
     return 0
 
@@ -268,7 +268,7 @@ def main(words:list[str]=None)->int:
             c.add_argument('--root', required=True, help='folder of the data set')
             c.add_argument('--data', default='market1501')
         if name=='long': c.add_argument('--ship', type=Path, default=ROOT/'privreid'/'long_run', help='where the package keeps it (default: %(default)s)')
-    command('demo', 'lesson 07, and what is shipped of its demo').add_argument('--keep', action='store_true', help='the lesson has run already: only copy and draw')
+    command('demo', 'lesson 08, and what is shipped of its demo').add_argument('--keep', action='store_true', help='the lesson has run already: only copy and draw')
     c = command('collect', 'one small file from all recordings')
     c.add_argument('--record', type=Path, default=RECORD)
     c = command('write', 'pages and pictures from the record')

@@ -76,8 +76,8 @@ def sources(record:dict)->set[str]:
     return {m['code'] for r in rows for m in r['made']}
 
 def demo_seconds()->int:
-    "How long the demo took, as lesson 07 shows it."
-    cells = json.loads((ROOT/'nbs'/'07_experiments.ipynb').read_text(encoding='utf-8'))['cells']
+    "How long the demo took, as lesson 08 shows it."
+    cells = json.loads((ROOT/'nbs'/'08_settings.ipynb').read_text(encoding='utf-8'))['cells']
     text = ''.join(''.join(o.get('text', '')) for c in cells for o in c.get('outputs', []))
     return int(re.search(r'(\d+) s on \d+ CPU cores', text)[1])
 

@@ -30,7 +30,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument('--check', action='store_true', help='only compare')
     check,stale = p.parse_args().check, []
-    for path in sorted((ROOT/'nbs').glob('[0-9]*.ipynb')):
+    for path in sorted(p for p in (ROOT/'nbs').glob('*.ipynb') if p.stem!='index'):
         nb = nbformat.read(path, as_version=4)
         cells = with_cell(nb)
         if cells==nb.cells: continue

@@ -115,24 +115,15 @@ def overview(lessons:dict[str,str])->str: # module -> lesson
 
 # -- the pages --------------------------------------------------------------------------------------------------------
 
-TOC = '''
-```{toctree}
-:hidden:
-:caption: Lessons
-:glob:
+BEHIND = """pedestrians files names cache pictures datasets doctor checks machine folder checkpoint verification tables figures reproduce report compare
+bundles locks tree outlet widgets viewer cli""".split()   # in the order in which they may be read
 
-00_tour
-[0-9]*
-```
+def wing(caption:str, *pages:str, glob:bool=False)->str:
+    "A part of the sidebar."
+    return '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', *[':glob:']*glob, '', *pages, '```'])
 
-```{toctree}
-:hidden:
-:caption: Look up
-:glob:
-
-[a-z]*
-```
-'''
+TOC = '\n\n'.join([wing('Course', 'how_to_read', '[0-9]*', glob=True), wing('Behind the scenes', *(f'behind_{k}' for k in BEHIND), 'scale'),
+                   wing('Look up', 'glossary', 'reference', 'claims')])
 
 def module_of(nb)->str|None:
     "The module that a notebook exports to, if it does."
@@ -163,7 +154,7 @@ def prepare(app, docname:str, source:list[str]):
     if path.suffix=='.md':
         source[0] = link(source[0])
         if docname!='reference': return
-        lessons = {module_of(nbformat.read(p, 4)): p.stem for p in sorted(path.parent.glob('[0-9]*.ipynb'))}
+        lessons = {module_of(nbformat.read(p, 4)): p.stem for p in sorted(path.parent.glob('[0-9b]*.ipynb'))}
         source[0] += '\n\n'+overview({m: lesson for m,lesson in lessons.items() if m})
         return
     nb = nbformat.reads(source[0], as_version=4)

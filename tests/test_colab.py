@@ -11,9 +11,9 @@ from colab import with_cell
 from readme import settings
 
 CFG = settings()
-LESSONS = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
+LESSONS = sorted(p for p in (ROOT/'nbs').glob('*.ipynb') if p.stem!='index')
 SHIPPED = ['fastcore>=2', 'ipywidgets==7.7.1', 'ipython==7.34.0']   # where Colab is ahead of us, or behind
-RUN = ['01_desensitize', '03_agw', '05_upgradation', '10_widgets', '10a_viewer']
+RUN = ['02_hide', '05_recognise', '07_upgrade', 'behind_widgets', 'behind_viewer']
 
 def sources(path:Path)->list[str]: return [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='code']
 
@@ -27,7 +27,7 @@ def test_first_cell(path):
     order = [f"'{CFG['lib_name']}=={CFG['version']}'", f"'git+{CFG['git_url']}@v{CFG['version']}'", f"'git+{CFG['git_url']}'"]
     assert ', '.join(order) in first and 'GPU' in first
 
-@pytest.mark.parametrize('name, uses', dict(zip(('00_data', '02_pix2pix', '04a_checkpoint', '04_joint', '06_evaluation', '07_experiments', '07d_reproduce', '10a_viewer', '11_cli'), [False]*3+[True]*6)).items())
+@pytest.mark.parametrize('name, uses', dict(zip(('01_people', '04_translate', 'behind_checkpoint', '06_together', '03_measure', '08_settings', 'behind_reproduce', 'behind_viewer', 'behind_cli'), [False]*3+[True]*6)).items())
 def test_what_is_said_of_a_gpu(name, uses):
     first = next(c for c in with_cell(nbformat.read(ROOT/'nbs'/f'{name}.ipynb', 4)) if c.cell_type=='code').source
     assert ('this lesson computes on it' in first, 'does not use it' in first)==(uses, not uses)
@@ -95,7 +95,7 @@ def test_without_a_release(colab, tmp_path, tagged):
     git('clone', '--bare', ROOT, repo)
     git('-C', repo, 'tag', '-d', tag, check=False)
     if tagged: git('-C', repo, 'tag', tag)
-    first = sources(ROOT/'nbs'/'02_pix2pix.ipynb')[0]
+    first = sources(ROOT/'nbs'/'04_translate.ipynb')[0]
     ask = f"from importlib.metadata import distribution\nprint(source)\nprint(distribution({CFG['lib_name']!r}).read_text('direct_url.json'))"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in (first, ask)]), tmp_path/'lesson.ipynb')
     done = execute(colab, tmp_path/'lesson.ipynb', PIP_NO_BUILD_ISOLATION='0', GIT_CONFIG_COUNT='1', GIT_CONFIG_KEY_0=f'url.file://{repo}.insteadOf', GIT_CONFIG_VALUE_0=CFG['git_url'])

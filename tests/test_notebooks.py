@@ -6,7 +6,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').glob('[!._]*.ipynb'))
 RUNNER = Path(sysconfig.get_path('scripts'))/'nbdev_test'   # called from `python -c`, nbdev_test would not read its arguments
-QUICK = '00b_files', '01_desensitize', '05_upgradation', '07b_tables', '10_widgets', 'index'   # one of each kind: files, pictures, a rule, numbers, widgets, prose
+QUICK = 'behind_files', '02_hide', '07_upgrade', 'behind_tables', 'behind_widgets', 'index'   # one of each kind: files, pictures, a rule, numbers, widgets, prose
 
 def run(notebook:Path)->tuple[bool,str]:
     "Run one notebook; did it pass, and what did it say?"

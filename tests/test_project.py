@@ -102,12 +102,12 @@ def test_requirements_are_lower_bounds():
 # --- where paper, authors and this package differ, the lesson says so at that spot
 
 BOXES = {   # lesson -> what differs
-    '00_data': ('the range of pictures', 'the last images of a person', 'the grey of an erased rectangle'),
-    '01_desensitize': ('the colour of a block',),
-    '03_agw': ('channels inside a non-local block', "the stem's ReLU", 'the weights of pairs'),
-    '04_joint': ('the epochs of the learning rate', 'the condition of `D_X` in `adv_rec`', 'which epoch is kept'),
-    '05_upgradation': ('the rank-1 to start at', 'private, and not even better than at the start', 'private again after a fall', 'what privacy is measured on', 'what the teacher looks at after an upgrade'),
-    '07b_tables': ('who trains on which pictures', 'the cameras of MSMT17')}
+    '01_people': ('the range of pictures', 'the last images of a person', 'the grey of an erased rectangle'),
+    '02_hide': ('the colour of a block',),
+    '05_recognise': ('channels inside a non-local block', "the stem's ReLU", 'the weights of pairs'),
+    '06_together': ('the epochs of the learning rate', 'the condition of `D_X` in `adv_rec`', 'which epoch is kept'),
+    '07_upgrade': ('the rank-1 to start at', 'private, and not even better than at the start', 'private again after a fall', 'what privacy is measured on', 'what the teacher looks at after an upgrade'),
+    'behind_tables': ('who trains on which pictures', 'the cameras of MSMT17')}
 BOX = re.compile(r'^\| \*\*Paper / authors / here\*\* \| (.+) \|\n\|---\|---\|\n\| paper \| (.+) \|\n\| authors \| (.+) \|\n\| here \| (.+) \|$', re.M)
 
 @pytest.mark.parametrize('lesson', BOXES)
@@ -116,3 +116,8 @@ def test_a_lesson_says_where_the_authors_differ(lesson):
     texts = [''.join(c['source']) for c in cells if c['cell_type']=='markdown']
     assert tuple(sorted(m[1] for t in texts for m in BOX.finditer(t)))==tuple(sorted(BOXES[lesson]))
     for t in texts: assert t.count('**Paper / authors / here**')==len(BOX.findall(t)), t
+
+def test_every_page_behind_the_scenes_has_its_place():
+    sys.path.insert(0, str(ROOT/'docs'))
+    from lessons import BEHIND
+    assert sorted(f'behind_{k}' for k in BEHIND)==sorted(p.stem for p in NOTEBOOKS if p.stem.startswith('behind_'))

@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT/'docs'))
 from readme import settings
 
 CFG = settings()
-LESSONS = sorted(p.stem for p in (ROOT/'nbs').glob('[0-9]*.ipynb'))
+LESSONS = sorted(p.stem for p in (ROOT/'nbs').glob('*.ipynb') if p.stem!='index')
 PAGES = sorted({'index', *LESSONS, *(p.stem for p in (ROOT/'nbs').glob('[!_]*.md'))})
 each_lesson,each_page = (pytest.mark.parametrize('name', n) for n in (LESSONS, PAGES))
 
@@ -74,13 +74,13 @@ def test_one_leads_to_the_next(built, name):
 
 def test_reference(site, built):
     "Public names have an entry with what docments say; prose and overview lead to it."
-    agw = (site/'03_agw.html').read_text(encoding='utf-8')
-    assert {'privreid.agw.wrt_loss', 'privreid.agw.AGW', 'privreid.data.PKSampler.epoch'}<=built['03_agw.html'].ids|built['00_data.html'].ids
+    agw = (site/'05_recognise.html').read_text(encoding='utf-8')
+    assert {'privreid.agw.wrt_loss', 'privreid.agw.AGW', 'privreid.data.PKSampler.epoch'}<=built['05_recognise.html'].ids|built['01_people.html'].ids
     start = agw.index('id="privreid.agw.wrt_loss"')
     entry = agw[start:agw.index('</table>', start)]
-    assert '(B,F), not normalised' in entry and 'privreid.agw._insert_non_local' not in built['03_agw.html'].ids
-    assert '00_data.html#privreid.data.PKSampler' in built['04_joint.html'].links+built['glossary.html'].links
-    assert '03_agw.html#privreid.agw.wrt_loss' in built['reference.html'].links
+    assert '(B,F), not normalised' in entry and 'privreid.agw._insert_non_local' not in built['05_recognise.html'].ids
+    assert '01_people.html#privreid.data.PKSampler' in built['06_together.html'].links+built['glossary.html'].links
+    assert '05_recognise.html#privreid.agw.wrt_loss' in built['reference.html'].links
 
 def test_hidden_cells_stay_hidden(site):
     for name in LESSONS: assert 'fastcore.test' not in (site/f'{name}.html').read_text(encoding='utf-8') and 'default_exp' not in (site/f'{name}.html').read_text(encoding='utf-8')
@@ -120,7 +120,7 @@ def faults(page, **options)->list:
 def test_page(visit, name):
     page = visit(f'{name}.html')
     wanted = page.locator('.math').count()
-    assert wanted or name not in ('03_agw', 'glossary')   # they have mathematics
+    assert wanted or name not in ('05_recognise', 'glossary')   # they have mathematics
     if wanted:
         page.evaluate('MathJax.startup.promise')
         assert page.locator('.math mjx-container').count()>=wanted and not page.locator('mjx-merror').count()
@@ -137,7 +137,7 @@ def test_search(visit):
     page = visit('search.html?q=WeightedRegularizedTriplet')
     page.wait_for_selector('#search-results li a')
     found = page.eval_on_selector_all('#search-results li a', 'links => links.map(a => a.getAttribute("href"))')
-    assert any(f.startswith('glossary.html') for f in found) and any(f.startswith('03_agw.html') for f in found), found
+    assert any(f.startswith('glossary.html') for f in found) and any(f.startswith('05_recognise.html') for f in found), found
     assert not page.problems
 
 def test_night(visit):
@@ -155,9 +155,9 @@ def test_night(visit):
 def test_phone(visit):
     "The table of contents opens, and leads to a lesson."
     page = visit('index.html', width=390, has_touch=True, is_mobile=True)
-    lesson = page.locator('.bd-sidebar-primary a[href="03_agw.html"]')
+    lesson = page.locator('.bd-sidebar-primary a[href="05_recognise.html"]')
     assert not lesson.is_visible()
     page.locator('.primary-toggle:visible').first.click()
     lesson.click()
-    page.wait_for_url('**/03_agw.html')
+    page.wait_for_url('**/05_recognise.html')
     assert not page.problems

@@ -141,7 +141,7 @@ def test_light_dark_phone_and_no_script(browser, page, serve, tmp_path):
 def test_explorer_on_the_site(site, page, serve):
     "The lesson's page of the built site, without a kernel."
     address = serve(site)
-    page.goto(f'{address}/10_widgets.html')
+    page.goto(f'{address}/behind_widgets.html')
     explorer,figure = Explorer.of_run(demo_run()), page.locator('figure.privreid')
     eps = explorer.eps
     check_figure(figure, explorer, eps)
