@@ -1,5 +1,5 @@
 "What Sphinx reads in the place of a notebook: hidden cells gone, figures described, names linked, and the reference of its module at the end."
-import importlib, inspect, re
+import ast, importlib, inspect, re
 from functools import cache
 from types import FunctionType, MethodType
 import nbformat
@@ -115,7 +115,7 @@ def overview(lessons:dict[str,str])->str: # module -> lesson
 
 # -- the pages --------------------------------------------------------------------------------------------------------
 
-BEHIND = """pedestrians files names cache pictures datasets doctor checks machine folder checkpoint verification tables figures reproduce report compare
+BEHIND = """pedestrians files names cache pictures datasets doctor checks teaching machine folder checkpoint verification tables figures reproduce report compare
 bundles locks tree outlet widgets viewer cli""".split()   # in the order in which they may be read
 
 def wing(caption:str, *pages:str, glob:bool=False)->str:
@@ -130,13 +130,25 @@ def module_of(nb)->str|None:
     found = re.search(r'^#\|\s*default_exp\s+(\w+)', '\n'.join(c.source for c in nb.cells if c.cell_type=='code'), flags=re.M)
     return found and f'{PACKAGE}.{found[1]}'
 
+def only_imports(source:str)->bool:
+    "Whether a cell does nothing but import."
+    try: body = ast.parse(source).body
+    except SyntaxError: return False   # a line for the shell
+    return bool(body) and all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body)
+
+def fold(cell, what:str):
+    "Show a cell as one line that opens."
+    cell.metadata |= dict(tags=['hide-cell'], mystnb=dict(code_prompt_show=f'Show {what}', code_prompt_hide=f'Hide {what}'))
+
 def shown(cell):
     "A code cell as the site shows it, or None."
     directives = re.findall(r'^#\|\s*(.*?)\s*$', cell.source, flags=re.M)
     cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M).strip('\n')
-    if 'hide' in directives or not cell.source: return
+    if 'solution' in directives: fold(cell, 'the solution')
+    if 'hide' in directives and only_imports(cell.source): fold(cell, 'the imports')
+    elif 'hide' in directives or not cell.source: return
     alt = next((d.split(':', 1)[1].strip() for d in directives if d.startswith('fig-alt:')), None)
-    if alt: cell.metadata['mystnb'] = dict(image=dict(alt=alt))
+    if alt: cell.metadata['mystnb'] = cell.metadata.get('mystnb', {})|dict(image=dict(alt=alt))
     elif any('image/png' in o.get('data', {}) for o in cell.outputs): raise ValueError(f'This cell draws a picture: describe it in a line `#| fig-alt: ...`.\n{cell.source}')
     return cell
 

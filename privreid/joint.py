@@ -171,7 +171,7 @@ def read_config(
 
 # %% ../nbs/06_together.ipynb #a3c1f105
 PRESETS = dict(
-    demo=dict(data='synthetic', height=64, width=32, backbone='mini', weights='street', ngf=16, ndf=16, epochs=10, batch=16,
+    demo=dict(data='synthetic', height=64, width=32, backbone='mini', weights='street', ngf=16, ndf=24, epochs=10, batch=16,
               lr=1.5e-3, warmup=0, milestones=(6, 9), freeze_bn=6, freeze_reid_bn=2, lambda_l1=25., validate_every=1, test_people=64),
     colab=dict(data='synthetic', people=400, test_people=100, height=128, width=64, backbone='resnet18', ngf=32, ndf=32, epochs=40,
                warmup=4, milestones=(16, 30), validate_every=4, precision='fp16'),

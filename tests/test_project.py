@@ -11,7 +11,7 @@ each_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
 each_module = pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
 
 # From the ground up; modules on one floor do not know each other.
-FLOORS = [['files', 'pedestrians'], ['checks', 'cache', 'names'], ['pictures'], ['data'], ['datasets', 'desensitize', 'folder', 'machine', 'pix2pix', 'agw'], ['doctor', 'joint', 'tree', 'locks'], ['checkpoint', 'upgradation'], ['evaluation'], ['experiments', 'outlet'], ['verification', 'report', 'bundles'], ['tables', 'figures', 'compare', 'deploy'], ['reproduce'], ['widgets'], ['viewer'], ['cli']]
+FLOORS = [['files', 'pedestrians'], ['checks', 'cache', 'names', 'teaching'], ['pictures'], ['data'], ['datasets', 'desensitize', 'folder', 'machine', 'pix2pix', 'agw'], ['doctor', 'joint', 'tree', 'locks'], ['checkpoint', 'upgradation'], ['evaluation'], ['experiments', 'outlet'], ['verification', 'report', 'bundles'], ['tables', 'figures', 'compare', 'deploy'], ['reproduce'], ['widgets'], ['viewer'], ['cli']]
 FLOOR = {name: i for i,names in enumerate(FLOORS) for name in names}
 ALONE = {'desensitize', 'machine', 'pix2pix', 'agw'}   # but for what they refuse: checks
 
@@ -121,3 +121,18 @@ def test_every_page_behind_the_scenes_has_its_place():
     sys.path.insert(0, str(ROOT/'docs'))
     from lessons import BEHIND
     assert sorted(f'behind_{k}' for k in BEHIND)==sorted(p.stem for p in NOTEBOOKS if p.stem.startswith('behind_'))
+
+COURSE = [p for p in NOTEBOOKS if p.stem[0].isdigit()]
+
+@pytest.mark.parametrize('path', COURSE, ids=lambda p: p.stem)
+def test_code_of_the_course_fits_the_page(path):
+    for cell in code_cells(path):
+        source = ''.join(cell['source'])
+        if re.search(r'^#\|\s*hide\b', source, flags=re.M): continue
+        for line in source.splitlines():
+            if not line.startswith('#|'): assert len(line)<=88, line
+
+@pytest.mark.parametrize('path', COURSE, ids=lambda p: p.stem)
+def test_an_exercise_has_its_solution(path):
+    marks = [m[1] for c in code_cells(path) if (m := re.match(r'#\|\s*(exercise|solution)\b', ''.join(c['source'])))]
+    assert marks[::2]==['exercise']*len(marks[::2]) and marks[1::2]==['solution']*len(marks[::2])
