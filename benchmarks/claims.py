@@ -2,13 +2,14 @@
 
     python benchmarks/claims.py train --out DIR            # 3 desensitizers x 5 seeds, all arms; again: goes on
     python benchmarks/claims.py threads --out DIR          # one seed with one and with two threads
+    python benchmarks/claims.py tradeoff --out DIR         # one seed, several weights of the L1 losses: what an outsider finds, and what one finds oneself
     python benchmarks/claims.py long --out DIR             # the longer recording, for the explorer and lesson 07
     python benchmarks/claims.py real --out DIR --root FOLDER   # the preset on photographs, once; numbers are kept, no picture
     python benchmarks/claims.py demo --out DIR             # lesson 08, privreid/demo_run, README's picture, the page on widgets
     python benchmarks/claims.py collect --out DIR          # -> benchmarks/claims/claims.json
     python benchmarks/claims.py write                      # -> nbs/claims.md, nbs/images/claims.svg, marked numbers in prose; --check only compares
 
-`train`, `threads` and `long` need torch and what `privreid train` needs, and no notebook: they also run on a bare machine with a GPU (`--device cuda --workers 6`).
+`train`, `threads`, `tradeoff` and `long` need torch and what `privreid train` needs, and no notebook: they also run on a bare machine with a GPU (`--device cuda --workers 6`).
 There, PRIVREID_COMMIT=$(git rev-parse --short=12 HEAD) of the machine that the files come from tells the commit. What was interrupted goes on when the command is given again.
 Each training is a process of its own, with as many threads as asked for. Upper has never seen a desensitizer: it is trained once a seed, and the runs of that seed take it over.
 `--preset-changes lambda_l1=50 epochs=12` tries another set-up; `collect` writes down what differs from the preset.
@@ -190,13 +191,22 @@ def threads(args)->int:
     jobs = [j for n in (1, 2) for j in jobs_of(args, set_up(args), args.seeds[:1], args.desensitizer[:1], ALL, f'threads/{n}', n)]
     return work_off(jobs, args.workers)
 
+LAMBDAS = 5., 10., 50., 100.   # beside the preset's own, which `train` has
+
+def tradeoff(args)->int:
+    "Without upgradation, a run for each weight of the L1 losses; Upper is that of `train`."
+    cfg = replace(set_up(args), seed=args.seeds[0], desensitizer=args.desensitizer[0])
+    upper = Job(f'seed{cfg.seed}-upper', replace(cfg, desensitizer='blur'), ('Upper',), args.out, args.device, args.threads)
+    jobs = [Job(f'seed{cfg.seed}-{cfg.desensitizer}-l1-{l:g}', replace(cfg, lambda_l1=l), ('Upper', 'w/o U'), args.out/'tradeoff', args.device, args.threads, upper) for l in LAMBDAS]
+    return work_off([upper, *jobs], args.workers)
+
 def real(args)->int:
     "One run on photographs."
     cfg = replace(set_up(args, data=args.data, root=str(Path(args.root).expanduser().resolve())), seed=args.seeds[0])
     jobs = [Job(f'seed{cfg.seed}-{d}', replace(cfg, desensitizer=d), ALL, args.out/'real', args.device, args.threads) for d in args.desensitizer]
     return work_off(jobs, args.workers)
 
-LONG = dict(height=128, width=64, epochs=36, validate_every=1)   # about an hour on two CPU cores, minutes on a GPU
+LONG = dict(height=96, width=48, epochs=30, validate_every=1)   # half an hour on a CPU core, minutes on a GPU
 
 def long(args)->int:
     "Base, and with upgradation; many validations, pictures of each decision that changed the teacher."
@@ -255,10 +265,10 @@ def main(words:list[str]=None)->int:
         c = commands.add_parser(name, help=what, **options)
         c.add_argument('--out', type=lambda s: Path(s).expanduser().resolve(), required=name!='write', help='folder of the recordings; the same again goes on')
         return c
-    for name,what in (('train', 'the runs of the table'), ('threads', 'one run with one thread and with two'), ('long', 'the longer recording'), ('real', 'a run on photographs')):
+    for name,what in (('train', 'the runs of the table'), ('threads', 'one run with one thread and with two'), ('tradeoff', 'one run for each of several weights of the L1 losses'), ('long', 'the longer recording'), ('real', 'a run on photographs')):
         c = command(name, what)
-        c.add_argument('--desensitizer', nargs='+', default=['all'], help='blur, pixelation, noise or all; threads and long take the first (default: all)')
-        c.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2, 3, 4], help='threads, long and real take the first (default: 0 to 4)')
+        c.add_argument('--desensitizer', nargs='+', default=['all'], help='blur, pixelation, noise or all; threads, tradeoff and long take the first (default: all)')
+        c.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2, 3, 4], help='threads, tradeoff, long and real take the first (default: 0 to 4)')
         c.add_argument('--workers', type=int, default=1, help='processes at once; they may share a GPU (default: 1)')
         c.add_argument('--device', default='cpu', help='cpu or cuda (default: cpu)')
         c.add_argument('--threads', type=int, default=1, help='of each process (default: 1)')
@@ -281,7 +291,7 @@ def main(words:list[str]=None)->int:
         import claims_page, claims_record
         if args.command=='collect': return claims_record.collect(args.out, args.record)
         return claims_page.write(args.record, args.check)
-    return dict(train=train, threads=threads, long=long, real=real, demo=demo)[args.command](args)
+    return dict(train=train, threads=threads, tradeoff=tradeoff, long=long, real=real, demo=demo)[args.command](args)
 
 if __name__=='__main__':
     sys.path.insert(0, str(ROOT))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTCOMES = 'outcomes.safetensors'   # what became of each query and picture: what intervals are made of
-LISTS = 'runs', 'threads', 'real'    # of rows
+LISTS = 'runs', 'threads', 'tradeoff', 'real'   # of rows
 MOST = 10**6                        # bytes of a record
 
 # -- a run as a row ---------------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def finished(out:Path)->list[tuple[Path,Path]]: # folder, note
 
 def sources(record:dict)->set[str]:
     "The states of the code that a record comes from: one, if all is well."
-    rows = record['runs']+record.get('threads', [])+record.get('real', [])+[record[k] for k in ('demo', 'long') if k in record]
+    rows = [r for k in LISTS for r in record.get(k, [])]+[record[k] for k in ('demo', 'long') if k in record]
     return {m['code'] for r in rows for m in r['made']}
 
 def demo_seconds()->int:
@@ -94,6 +94,8 @@ def collect(out:Path, to:Path)->int: # 1: something is not as it should be
     if runs: record['runs'] = [row_of(*r, base) for r in runs]
     pairs = [r for n in (1, 2) for r in finished(out/'threads'/str(n))]
     if pairs: record['threads'] = [row_of(*r, base, outcomes=False) for r in pairs]
+    curve = finished(out/'tradeoff')
+    if curve: record['tradeoff'] = [row_of(*r, base) for r in curve]
     photographs = finished(out/'real')
     if photographs: record['real'] = [row_of(*r, base|dict(root='')) for r in photographs]
     for r in record.get('real', []): r['config'] = {k: v for k,v in r['config'].items() if k!='root'}   # where somebody keeps them
