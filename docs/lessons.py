@@ -136,15 +136,17 @@ def only_imports(source:str)->bool:
     except SyntaxError: return False   # a line for the shell
     return bool(body) and all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body)
 
-def fold(cell, what:str):
-    "Show a cell as one line that opens."
-    cell.metadata |= dict(tags=['hide-cell'], mystnb=dict(code_prompt_show=f'Show {what}', code_prompt_hide=f'Hide {what}'))
+def fold(cell, what:str, part:str='cell'):
+    "Show a cell, or its `input` alone, as one line that opens."
+    cell.metadata |= dict(tags=[f'hide-{part}'], mystnb=dict(code_prompt_show=f'Show {what}', code_prompt_hide=f'Hide {what}'))
 
 def shown(cell):
     "A code cell as the site shows it, or None."
     directives = re.findall(r'^#\|\s*(.*?)\s*$', cell.source, flags=re.M)
     cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M).strip('\n')
     if 'solution' in directives: fold(cell, 'the solution')
+    for d in directives:
+        if d.startswith('code-fold:'): fold(cell, d.split(':', 1)[1].strip(), 'input')   # say, the drawing: its picture stays
     if 'hide' in directives and only_imports(cell.source): fold(cell, 'the imports')
     elif 'hide' in directives or not cell.source: return
     alt = next((d.split(':', 1)[1].strip() for d in directives if d.startswith('fig-alt:')), None)
