@@ -1,6 +1,6 @@
 """The backbone that all arms start from at `weights='street'`: `mini`, taught to recognise the painted people of another street.
 
-    python benchmarks/street.py            # writes privreid/street.safetensors and prints its SHA-256, which stands in nbs/05_recognise.ipynb
+    python benchmarks/street.py            # writes privreid/street.safetensors and prints its SHA-256, which stands in nbs/behind_backbones.ipynb
     python benchmarks/street.py --judge    # what the file that is there is good for, in a table that goes into benchmarks/RESULTS.md
 
 It is what ImageNet is to the paper's ResNet-50: something to begin with that has seen none of the people, and is the same for all. Its seed draws other identities and other cameras than an experiment's seed does.

@@ -11,7 +11,8 @@ from pytorch_metric_learning.miners import BatchHardMiner
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-import privreid.agw
+from torch.utils.flop_counter import FlopCounterMode
+import privreid.agw, privreid.backbones
 from privreid.agw import (AGW, BACKBONES, STREET_SEED, CenterLoss, GeM, Mini, NonLocal, ReidOutput, agw_loss, build_backbone, gem, id_loss,
                           read_weights, torchvision_name, undo_weight, wrt_loss)
 from privreid.data import SyntheticPedestrians
@@ -74,6 +75,13 @@ def test_nonlocal_is_attention_over_all_pairs(c, h, w, inter, seed):
     bn = nl.out[1]
     y = y/math.sqrt(1+bn.eps)*bn.weight.detach().numpy()[:,None]+bn.bias.detach().numpy()[:,None]
     np.testing.assert_allclose(nl(x).detach().flatten(2).numpy(), v+y, atol=1e-10)
+
+@pytest.mark.parametrize('channels, size', [(512, (32,16)), (1024, (16,8))], ids=['stage 2', 'stage 3'])
+def test_nonlocal_multiplies_in_the_cheaper_order(channels, size):
+    "Of a ResNet-50 on 256 x 128: in stage 2 there are more places than inner channels, in stage 3 fewer."
+    with FlopCounterMode(display=False) as counter: NonLocal(channels).eval()(torch.zeros(1, channels, *size))
+    places,inter = size[0]*size[1], channels//2
+    assert counter.get_total_flops()==2*(4*channels*inter*places+2*places*inter*min(inter, places))
 
 def test_nonlocal_learns_from_the_first_step():
     "It starts as the identity, but its BatchNorm must not be stuck there."
@@ -275,6 +283,9 @@ def test_training_gives_the_losses_what_they_need():
 
 # --- weights
 
+def test_agw_offers_what_backbones_has():
+    for name in privreid.backbones.__all__: assert getattr(privreid.agw, name) is getattr(privreid.backbones, name), name
+
 @pytest.fixture
 def state(): return randomize(Mini().state_dict())
 
@@ -439,7 +450,7 @@ def test_street_fits_mini_only(backbone, one_line):
 def test_street_that_is_another_is_refused(harm, monkeypatch, tmp_path, one_line):
     (tmp_path/'privreid').mkdir()
     if harm: (tmp_path/'privreid'/'street.safetensors').write_bytes(harm(STREET.read_bytes()))
-    monkeypatch.setattr(privreid.agw, 'files', lambda name: tmp_path/name)
+    monkeypatch.setattr(privreid.backbones, 'files', lambda name: tmp_path/name)
     with pytest.raises(ValueError) as e: AGW(3, 'mini', 'street')
     one_line(e.value, 'street.safetensors', 'install')
 
