@@ -287,7 +287,7 @@ def test_two_processes_compute_the_loss_and_gradients_of_one(two):
 
 @pytest.mark.full
 def test_accelerate_launch_shares_a_run(tmp_path):
-    "The command of lesson 06, on CPUs: two processes, one folder though none is named, one writer, and w/ U goes on where w/o U left its first checkpoint."
+    "The command of the page on the trainer, on CPUs: two processes, one folder though none is named, one writer, and w/ U goes on where w/o U left its first checkpoint."
     words = ['train', '--preset', 'demo', '--arms', 'Upper', 'Base', 'w/o U', 'w/ U', '--people', '10', '--test-people', '4', '--epochs', '2', '--batch', '16', '--milestones', '', '--ngf', '4', '--ndf', '4']
     launch = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', str(free_port())]
     done = subprocess.run([*launch, '-m', 'privreid.cli', *words], env=CPUS, cwd=tmp_path, capture_output=True, text=True, timeout=600)
