@@ -10,7 +10,8 @@ from privreid.desensitize import Blur
 from privreid.evaluation import Validate
 from privreid.joint import Callback, JointTraining, Supervision, Trainer, preset
 from privreid.upgradation import Epsilons, Upgradation, Validation, replay
-from privreid.widgets import Explorer, LiveEpsilons, demo_run, explore, spans, start
+from privreid import widgets
+from privreid.widgets import Explorer, LiveEpsilons, demo_run, explore, long_run, spans, start
 
 def sentence(widget):
     "The one sentence that a widget shows instead of itself."
@@ -139,3 +140,21 @@ def test_spans_against_a_walk_through_the_epochs():
         for e,source in bars.items():
             before = [d for d in ds if d.epoch<e]
             assert source==('generator' if before and before[-1].state.upgraded else 'desensitized')
+
+def test_the_longer_run_is_shown_where_there_is_one(monkeypatch, tmp_path):
+    "A folder that is not whole is none."
+    monkeypatch.setattr(widgets.privreid, '__file__', str(tmp_path/'__init__.py'))
+    assert long_run()==demo_run()==tmp_path/'demo_run'
+    (tmp_path/'long_run').mkdir()
+    assert long_run()==demo_run()
+    (tmp_path/'long_run'/'results.json').write_text('{}')
+    assert long_run()==tmp_path/'long_run'
+
+def test_an_epsilon_is_the_distance_from_the_level():
+    "At zero each limit lies on the thin line, until a generator has earned a higher rank-1; above zero, privacy's lie above it."
+    demo = Explorer.of_run(demo_run())
+    (base,*privacy),(start,*limits) = demo.levels(), demo.moving(Epsilons(0., 0., 0.))['limits']
+    assert privacy==limits and start.split('V')[0].split('H')[0]==base.split('H')[0]
+    def heights(path): return [float(y) for y in re.findall(r'(?:M\d+ |V)([\d.]+)', path)]
+    assert all(a<b for limit,level in zip(demo.moving(Epsilons())['limits'][1:], privacy) for a,b in zip(heights(limit), heights(level)))   # higher up on the page
+    assert demo.svg(demo.eps).count('class="level"')==3
