@@ -5,7 +5,7 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save
 from privreid import locks
-from privreid.bundles import KINDS, bundle_of, export, mark_of, info, look_at, packed, read_bundle, unpacked
+from privreid.bundles import KINDS, TERMS, bundle_of, export, mark_of, info, look_at, packed, read_bundle, terms_of, unpacked
 from privreid.experiments import run_experiment, save_weights
 from privreid.joint import preset
 from privreid.locks import locked, unlocked
@@ -82,6 +82,30 @@ def test_arms_and_mistakes(run, tmp_path):
     with pytest.raises(FileNotFoundError): export(tmp_path/'none', 'protect', tmp_path/'a')
     a,b = (unpacked(bundle_of(run, 'protect', arm)).facts for arm in ('w/ U', 'without-u'))
     assert (a['arm'], b['arm'])==('w/ U', 'w/o U') and a['run']==b['run']
+
+def test_terms_of_the_data(run, tmp_path, one_line):
+    assert unpacked(bundle_of(run, 'protect')).facts['terms']==TERMS['synthetic']
+    said = info(export(run, 'protect', tmp_path/'a', terms=' for the museum only '))
+    assert f"Terms of the data: {TERMS['synthetic']}; for the museum only." in said
+    for wrong in ('a\nb', 'x'*1001, '\x1b]0;', 7):
+        with pytest.raises(ValueError) as e: export(run, 'protect', tmp_path/'b', terms=wrong)
+        one_line(e.value, 'terms')
+    assert not (tmp_path/'b').exists()
+
+def test_a_set_for_research_is_named_whatever_is_said(wholes):
+    whole = unpacked(wholes['protect'])
+    for data in ('market1501', 'msmt17', 'cuhk03', 'cuhk03-labeled'): assert 'research' in terms_of(data, 'free for all')
+    def told(path, **changes):
+        facts = {k: v for k,v in (whole.facts|changes).items() if v is not None}
+        path.write_bytes(packed(facts, whole.tensors))
+        return info(path)
+    import tempfile
+    path = Path(tempfile.mkdtemp())/'x'
+    assert 'Market-1501: given out for research. Ask whom' in told(path, data='market1501', terms=terms_of('market1501'))
+    assert 'Terms of the data: not stated' in told(path, data='folder', terms=None)   # a bundle of an earlier version
+    assert 'Terms' not in told(path, terms=None)
+    for terms in ('a\nb', 'x'*1001, 3):
+        with pytest.raises(ValueError): told(path, terms=terms)
 
 # --- whatever a file holds
 

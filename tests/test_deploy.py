@@ -1,14 +1,16 @@
 "A folder goes in, a folder comes out: whole, in its place, with nothing that does not belong there, whatever happens in between."
-import importlib.util, io, json, os, random, shutil, signal, stat, subprocess, sys, time
+import importlib.util, io, json, os, random, re, shutil, signal, stat, subprocess, sys, time
 from pathlib import Path
 import numpy as np
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from privreid.bundles import export
-from privreid.deploy import Anonymizer, Recovery, desensitize_folder, enlarged, protect_folder, recover_folder, reduced
+from privreid.data import SyntheticPedestrians
+from privreid.deploy import Anonymizer, Recovery, desensitize_folder, enlarged, protect_folder, recover_folder, reduced, run_beside
 from privreid.experiments import run_experiment
 from privreid.joint import preset
+from privreid.outsider import MARKET_NAMES
 from privreid.pictures import read_image
 from privreid.tree import RECORD, named, read_record, safe_name
 
@@ -254,6 +256,81 @@ def test_desensitized_for_good(tmp_path):
 def test_what_was_written_is_compared(run, tmp_path):
     done = protect_folder(photos(tmp_path/'src'), run, tmp_path/'out', verify=True, device='cpu')
     assert 'Read back 6 pictures' in str(done) and 'dB' in str(done)
+
+# --- trained on the pictures themselves, and looked at by an outsider
+
+def street(folder, people=8, cameras=2, shots=3, name='{p:04}_c{c}s1_{s:06}_00.jpg'):
+    rows = [(p, c, s) for p in range(people) for c in range(cameras) for s in range(shots)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for (p,c,s),im in zip(rows, SyntheticPedestrians(size=(64,32), seed=7).split(rows).images):
+        path = folder/name.format(p=p+1, c=c+1, s=s)
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(im.permute(1,2,0).numpy()).save(path, quality=95)
+    return folder
+
+@pytest.fixture
+def small_training(monkeypatch):
+    from privreid import deploy
+    monkeypatch.setattr(deploy, 'preset', lambda name, **changes: preset(name, epochs=1, ngf=4, ndf=4, milestones=(), weights='', **changes))
+
+def test_trained_on_the_pictures_themselves(small_training, tmp_path):
+    src,out = street(tmp_path/'src'), tmp_path/'out'
+    before = tree(src)
+    done = protect_folder(src, None, out, arm='w/o U', train=True, verify=True, device='cpu')
+    run = run_beside(out)
+    assert run==tmp_path/'out.run' and stat.S_IMODE(run.stat().st_mode)==0o700 and tree(src)==before
+    assert done.pictures==48 and 'KEY' in str(done) and "An outsider (the run's Upper" in str(done)
+    asked = int(re.search(r'(\d+) raw pictures of (\d+) people', str(done))[2])
+    assert asked==4   # half of the people trained
+    assert not list(out.rglob('*.safetensors'))
+    stamp = (run/'results.json').stat().st_mtime_ns
+    assert protect_folder(src, None, out, arm='w/o U', train=True, device='cpu').new==0 and (run/'results.json').stat().st_mtime_ns==stamp
+    assert recover_folder(out, run, tmp_path/'back', device='cpu').pictures==48
+    with pytest.raises(ValueError, match='was trained on'): protect_folder(street(tmp_path/'other'), None, out, train=True, device='cpu')
+
+def test_a_training_that_was_stopped_goes_on(small_training, tmp_path, monkeypatch):
+    from privreid import experiments
+    src,out,old = street(tmp_path/'src'), tmp_path/'out', experiments.save_arm
+    class Killed(BaseException): pass
+    def dies(arm, folder):
+        if arm.name=='w/o U': raise Killed
+        return old(arm, folder)
+    monkeypatch.setattr(experiments, 'save_arm', dies)
+    with pytest.raises(Killed): protect_folder(src, None, out, arm='w/o U', train=True, device='cpu')
+    assert not out.exists() and not (run_beside(out)/'results.json').exists()
+    monkeypatch.setattr(experiments, 'save_arm', old)
+    stamp = (run_beside(out)/'upper'/'arm.json').stat().st_mtime_ns
+    assert protect_folder(src, None, out, arm='w/o U', train=True, device='cpu').pictures==48
+    assert (run_beside(out)/'upper'/'arm.json').stat().st_mtime_ns==stamp   # what was finished is not trained again
+
+NEEDED = 'at least 6 people'
+def test_what_a_training_needs(tmp_path, one_line):
+    for i,src in enumerate([photos(tmp_path/'nameless'), street(tmp_path/'few', 4), street(tmp_path/'one camera', 8, 1), street(tmp_path/'two pictures', 8, 2, 1)]):
+        with pytest.raises(ValueError) as e: protect_folder(src, None, tmp_path/f'out{i}', train=True, device='cpu')
+        one_line(e.value, NEEDED)
+    (tmp_path/'empty').mkdir()
+    with pytest.raises(ValueError, match=NEEDED): protect_folder(tmp_path/'empty', None, tmp_path/'x', train=True, device='cpu')
+    one = next((tmp_path/'few').iterdir())
+    for src in (one, tmp_path/'none'):
+        with pytest.raises((ValueError, FileNotFoundError), match='folder'): protect_folder(src, None, tmp_path/'x', train=True, device='cpu')
+    with pytest.raises(ValueError, match='in each other'): protect_folder(tmp_path/'few', None, tmp_path/'few'/'x', train=True, device='cpu')
+    for bundle,train in ((None, False), ('x', True)):
+        with pytest.raises(ValueError, match='one of the two'): protect_folder(tmp_path/'few', bundle, tmp_path/'x', train=train, device='cpu')
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(('out', 'x'))]
+
+def test_six_people_are_enough(tmp_path):
+    from privreid.datasets import image_folder, refuse_unusable
+    refuse_unusable(image_folder(street(tmp_path/'six', 6, 2, 2), MARKET_NAMES).load((64,32)))
+
+def test_an_outsider_is_asked_where_people_are_known(run, tmp_path):
+    for i,(name,known) in enumerate([('{p:04}_c{c}s1_{s:06}_00.jpg', True), ('{p:02}/{c}_{s}.jpg', False), ('{c}-{p}-{s}.jpg', False)]):
+        src = street(tmp_path/f'src{i}', 4, 2, 2, name)
+        assert ('An outsider' in str(protect_folder(src, run, tmp_path/f'out{i}', verify=True, device='cpu')))==known
+        if not known: assert 'An outsider' in str(protect_folder(src, run, tmp_path/f'out{i}', verify=True, device='cpu', pattern=r'(?P<identity>\d+)/(?P<camera>\d)_' if i==1 else r'(?P<camera>\d)-(?P<identity>\d+)-'))
+    src = tmp_path/'src2'
+    (src/'manifest.csv').write_text('path,identity,camera\n'+''.join(f'{p.name},{p.name[2]},{p.name[0]}\n' for p in src.glob('*.jpg')))
+    done = protect_folder(src, run, tmp_path/'renamed', rename=tmp_path/'names.json', verify=True, device='cpu')
+    assert '8 raw pictures of 4 people' in str(done)
 
 # --- killed, and going on
 
