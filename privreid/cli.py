@@ -145,18 +145,22 @@ def _add_use(command):
     export.add_argument('--encrypt', action='store_true', help='encrypt a key with a passphrase, which is asked for')
     export.add_argument('--passphrase-file', type=Path, metavar='FILE', help='encrypt a key with the passphrase in the first line of FILE')
     export.add_argument('--force', action='store_true', help='write over a file that is there')
+    export.add_argument('--terms', default='', metavar='TEXT', help='terms of the pictures that the run was trained on, one line; what is known of the data set is named anyway')
     command('info', help='what a file is, and whom one may give it to').add_argument('file', type=Path, metavar='FILE', help='what privreid export wrote')
     protect = command('protect', help='hide the people in a folder of pictures', description=_FOLDERS)
     recover = command('recover', help='bring the people back, with the key', description=_FOLDERS)
     hide = command('desensitize', help='blur, pixelate or noise a folder of pictures, for good', description=_FOLDERS)
-    for c in (protect, recover, hide): c.add_argument('source', type=Path, metavar='SRC', help='folder, with all folders in it, or one picture; nothing is changed there')
-    protect.add_argument('--with', dest='bundle', type=Path, metavar='BUNDLE', help='file from privreid export --for protect, or a run folder')
-    recover.add_argument('--key', type=Path, required=True, metavar='KEY', help='file from privreid export --for recover, or a run folder')
+    for c in (protect, recover, hide): c.add_argument('source', type=Path, metavar='SRC', help='folder, with all folders in it, or one picture; with --boxes a video or a folder of frames; nothing is changed there')
+    how = protect.add_mutually_exclusive_group()
+    how.add_argument('--with', dest='bundle', type=Path, metavar='BUNDLE', help='file from privreid export --for protect, or a run folder')
+    how.add_argument('--train', action='store_true', help='train on SRC first, with the set-up of preset demo: its names or a manifest have to say who is in the pictures; the run and its KEY go to DST.run')
+    protect.add_argument('--pattern', default='', help='on names in SRC, for --train and --verify: regular expression with the groups identity and camera (default: a manifest, or names like those of Market-1501)')
+    recover.add_argument('--key', type=Path, metavar='KEY', help='file from privreid export --for recover, or a run folder')
     recover.add_argument('--passphrase-file', type=Path, metavar='FILE', help='holds the passphrase of an encrypted key (default: it is asked for)')
     recover.add_argument('--names', type=Path, metavar='LIST', help='the list that protect --rename wrote: gives the names back')
     hide.add_argument('--method', default='blur', help='blur, pixelation or noise (default: %(default)s)')
     hide.add_argument('--strength', type=float, help="of the method, at a height of 256 pixels for blur and pixelation (default: the paper's)")
-    for c in (protect, recover, hide): c.add_argument('--out', type=Path, required=True, metavar='DST', help='folder to fill, apart from SRC')
+    for c in (protect, recover, hide): c.add_argument('--out', type=Path, required=True, metavar='DST', help='folder to fill, apart from SRC; of a video .mkv or .mp4')
     for c in (protect, recover):
         c.add_argument('--arm', default='', metavar='ARM', help="of a run folder: 'w/ U' or 'w/o U'")
         c.add_argument('--batch', type=int, default=16, help='pictures at once (default: %(default)s)')
@@ -167,12 +171,28 @@ def _add_use(command):
         c.add_argument('--rename', type=Path, metavar='LIST', help='random names, no folders; LIST is written for you alone and says whose they are')
         c.add_argument('--keep', nargs='+', default=[], metavar='NOTE', help="notes in the files that may stay: icc, dpi, date (default: none)")
         c.add_argument('--verify', action='store_true', help='read back what was written and compare it with SRC')
+    _add_films(protect, recover)
     for c in (protect, recover, hide):
         c.add_argument('--force', action='store_true', help='write over files that are there; take what privreid made for originals')
         c.add_argument('--device', default='', help=DEVICE)
 
 _FOLDERS = 'The same command goes on where it was interrupted. Exit code: 0 all pictures, 1 some could not be done (listed at the end), 2 nothing was begun, or it was stopped.'
 
+# %% ../nbs/behind_cli.ipynb #c08a0f02
+def _add_films(protect, recover):
+    "The options for films: videos, and folders of frames."
+    protect.add_argument('--boxes', type=Path, metavar='FILE', help='SRC is a film; FILE says where people are: lines of MOT, or JSON')
+    protect.add_argument('--bare', default='refuse', metavar='WHAT', help='frames whose boxes cannot be relied on: refuse (default: nothing is written), black or pass')
+    protect.add_argument('--fill', type=int, default=0, metavar='N', help='a track may miss N frames in a row: boxes on a straight line close the gap (default: %(default)s)')
+    protect.add_argument('--lossy', type=int, metavar='CRF', help='0 to 51: a small video that loses, and says how much (default: nothing is lost)')
+    protect.add_argument('--exact', type=Path, metavar='KEYFILE', help='lock up each track beside the film too, under this master key; it is made where there is none')
+    recover.add_argument('--boxes', type=Path, metavar='FILE', help='of a film (default: what stands beside it)')
+    recover.add_argument('--track', type=int, nargs='+', metavar='N', help='of a film: show these people only')
+    recover.add_argument('--exact', type=Path, metavar='KEYFILE', help='of a film: put back what this key opens, exactly, without --key')
+    recover.add_argument('--grant', action='store_true', help='with --exact and --track: open nothing, but write the key of these people to DST, for whoever may see them')
+    for c in (protect, recover):
+        c.add_argument('--margin', type=float, metavar='SHARE', help='of a film: enlarge boxes by this share on each side (default: 0; recover: as protect did)')
+        c.add_argument('--audio', action='store_true', help='keep the sound of a video')
 
 # %% ../nbs/behind_cli.ipynb #84b7f3e6
 class _Words:
@@ -313,7 +333,7 @@ def _export(args)->None:
     from privreid.bundles import export, info
     from privreid.locks import ask_passphrase
     word = _passphrase(args) if args.passphrase_file else ask_passphrase(True) if args.encrypt else ''
-    path = export(args.run, args.role, args.out, args.arm, word, args.force)
+    path = export(args.run, args.role, args.out, args.arm, word, args.force, args.terms)
     print(f'{info(path)}\n{path}')
 
 def _info(args)->None:
@@ -326,11 +346,14 @@ def _told(done)->int: # exit code
     return bool(done.failed)
 
 def _protect(args)->int:
+    if _moves(args): return _protect_film(args)
     from privreid.deploy import protect_folder
-    if not args.bundle: raise ValueError('protect needs an anonymizer: --with BUNDLE or --with RUN. To get one: privreid train --data folder --root SRC, with people and cameras in the names, or privreid demo for a first try.')
-    return _told(protect_folder(args.source, args.bundle, args.out, args.arm, args.size, args.format, args.quality, args.rename, tuple(args.keep), args.force, args.verify, args.device, args.batch))
+    if not (args.bundle or args.train): raise ValueError('protect needs an anonymizer: --with BUNDLE or --with RUN, which privreid train makes, or --train, which trains one on SRC itself.')
+    return _told(protect_folder(args.source, args.bundle, args.out, args.arm, args.size, args.format, args.quality, args.rename, tuple(args.keep), args.force, args.verify, args.device, args.batch, args.train, args.pattern))
 
 def _recover(args)->int:
+    if _moves(args): return _recover_film(args)
+    if not args.key: raise ValueError('recover needs the key: --key KEY, from privreid export --for recover, or --key RUN.')
     from privreid.deploy import recover_folder
     return _told(recover_folder(args.source, args.key, args.out, args.arm, args.names, args.force, args.device, args.batch, _passphrase(args)))
 
@@ -338,6 +361,34 @@ def _desensitize(args)->int:
     from privreid.deploy import desensitize_folder
     return _told(desensitize_folder(args.source, args.out, args.method, args.strength, args.format, args.quality, args.rename, tuple(args.keep), args.force, args.verify, args.device))
 
+# %% ../nbs/behind_cli.ipynb #c08a0f03
+def _moves(args)->bool:
+    "Whether a film is meant."
+    from privreid.video import BOXES, is_video
+    said = args.boxes or args.exact or getattr(args, 'track', None) or getattr(args, 'grant', False)
+    return bool(said or is_video(args.source) or args.command=='recover' and (args.source/BOXES).is_file())
+
+def _protect_film(args)->int:
+    from privreid.exact import protect_exact
+    from privreid.video import protect_film
+    if not args.boxes: raise ValueError('A film needs --boxes FILE, which says where people are in each frame: a detector or a tracker writes it.')
+    if not args.bundle: raise ValueError('protect needs an anonymizer: --with BUNDLE or --with RUN.')
+    if args.rename or args.keep or args.size!='original': raise ValueError('--rename, --keep and --size are for folders of pictures, not for films.')
+    options = dict(arm=args.arm, margin=args.margin or 0., fill=args.fill, bare=args.bare, lossy=args.lossy, sound=args.audio, format=args.format, quality=args.quality, force=args.force, verify=args.verify, device=args.device, batch=args.batch)
+    if not args.exact: return _told(protect_film(args.source, args.boxes, args.bundle, args.out, **options))
+    from privreid.locks import ask_passphrase
+    return _told(protect_exact(args.source, args.boxes, args.bundle, args.out, args.exact, ask_passphrase, **options))
+
+def _recover_film(args)->int:
+    from privreid.exact import grant, open_film, sidecar_of
+    from privreid.video import recover_film
+    if args.grant:
+        if not args.exact: raise ValueError('--grant needs the master key: --exact KEYFILE.')
+        print(grant(sidecar_of(args.source), args.exact, args.track, args.out, _passphrase(args)))
+        return 0
+    if args.exact: return _told(open_film(args.source, args.exact, args.out, args.track, None, args.audio, args.force, _passphrase(args)))
+    if not args.key: raise ValueError('recover needs a key: --key KEY, or for what was locked up exactly --exact KEYFILE.')
+    return _told(recover_film(args.source, args.key, args.out, args.arm, args.boxes, args.margin, args.track, args.audio, args.force, args.device, args.batch, _passphrase(args)))
 
 # %% ../nbs/behind_cli.ipynb #87277983
 COMMANDS = dict(demo=_train, train=_train, reproduce=_reproduce, evaluate=_evaluate, report=_report, data=_data, cache=_cache,

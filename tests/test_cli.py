@@ -222,15 +222,28 @@ def test_a_key_behind_a_passphrase(demo, say, tmp_path, photos, missing):
     assert code==2 and 'another passphrase' in err and not (tmp_path/'back').exists()
     assert say('recover', tmp_path/'hidden', '--key', key, '--out', tmp_path/'back', '--passphrase-file', tmp_path/'word')[0]==0
 
+def test_trained_on_the_pictures_and_looked_at(say, tmp_path):
+    for (p,c,s),im in zip(rows := [(p, c, s) for p in range(6) for c in range(2) for s in range(3)], SyntheticPedestrians(size=(64,32)).split(rows).images):
+        path = tmp_path/'photos'/f'p{p} c{c} {s}.jpg'
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(im.permute(1,2,0).numpy()).save(path)
+    code,out,err = say('protect', tmp_path/'photos', '--train', '--arm', 'w/o U', '--pattern', r'(?P<identity>p\d) (?P<camera>c\d)', '--out', tmp_path/'hidden', '--verify', '--device', 'cpu')
+    assert code==0 and '36 pictures, 36 of them new' in out and 'An outsider' in out and 'hidden.run' in out and 'KEY' in out, err
+    assert say('recover', tmp_path/'hidden', '--key', tmp_path/'hidden.run', '--out', tmp_path/'back')[0]==0
+    code,out,err = say('export', tmp_path/'hidden.run', '--for', 'protect', '--out', tmp_path/'others', '--terms', 'with the consent of all six')
+    assert code==0 and 'with the consent of all six' in out, err
+
 def use_mistakes(run, tmp_path, photos):
-    return {'no anonymizer': (['protect', photos, '--out', tmp_path/'x'], 'privreid train'), 'no output': (['protect', photos, '--with', run], '--out'), 'into the source': (['desensitize', photos, '--out', photos/'x'], 'in each other'),
+    return {'two anonymizers': (['protect', photos, '--with', run, '--train', '--out', tmp_path/'x'], '--with'), 'nobody is named': (['protect', photos, '--train', '--out', tmp_path/'x'], 'at least 6 people'),
+            'terms': (['export', run, '--for', 'protect', '--out', tmp_path/'x', '--terms', 'x'*2000], 'terms'),
+            'no anonymizer': (['protect', photos, '--out', tmp_path/'x'], 'privreid train'), 'no output': (['protect', photos, '--with', run], '--out'), 'into the source': (['desensitize', photos, '--out', photos/'x'], 'in each other'),
             'nothing there': (['desensitize', tmp_path/'none', '--out', tmp_path/'x'], 'none'), 'not protected': (['recover', photos, '--key', run, '--out', tmp_path/'x'], 'privreid.json'), 'no bundle': (['protect', photos, '--with', photos/'in'/'0.jpg', '--out', tmp_path/'x'], '0.jpg'),
             'no run': (['protect', photos, '--with', photos, '--out', tmp_path/'x'], 'config.json'), 'role': (['export', run, '--for', 'protcet', '--out', tmp_path/'x'], "Did you mean 'protect'?"), 'method': (['desensitize', photos, '--method', 'fog', '--out', tmp_path/'x'], "'fog'"),
             'format': (['desensitize', photos, '--format', 'gif', '--out', tmp_path/'x'], "'gif'"), 'quality': (['desensitize', photos, '--quality', '0', '--out', tmp_path/'x'], 'quality'), 'note': (['desensitize', photos, '--keep', 'gps', '--out', tmp_path/'x'], "'gps'"),
             'size': (['protect', photos, '--with', run, '--size', 'big', '--out', tmp_path/'x'], "'big'"), 'batch': (['protect', photos, '--with', run, '--batch', '0', '--out', tmp_path/'x'], 'batch'), 'device': (['protect', photos, '--with', run, '--device', 'gpu', '--out', tmp_path/'x'], "'gpu'"),
             'arm': (['protect', photos, '--with', run, '--arm', 'Base', '--out', tmp_path/'x'], 'hides nobody'), 'passphrase of a run': (['recover', photos, '--key', run, '--out', tmp_path/'x', '--passphrase-file', tmp_path/'none'], 'passphrase'), 'info of a folder': (['info', photos], 'folder'), 'info of nothing': (['info', tmp_path/'none'], 'none')}
 
-@pytest.mark.parametrize('case', ['no anonymizer', 'no output', 'into the source', 'nothing there', 'not protected', 'no bundle', 'no run', 'role', 'method', 'format', 'quality', 'note', 'size', 'batch', 'device', 'arm', 'passphrase of a run', 'info of a folder', 'info of nothing'])
+@pytest.mark.parametrize('case', ['two anonymizers', 'nobody is named', 'terms', 'no anonymizer', 'no output', 'into the source', 'nothing there', 'not protected', 'no bundle', 'no run', 'role', 'method', 'format', 'quality', 'note', 'size', 'batch', 'device', 'arm', 'passphrase of a run', 'info of a folder', 'info of nothing'])
 def test_a_mistake_with_own_pictures_costs_one_line(demo, say, tmp_path, photos, case):
     words,named = use_mistakes(demo[0], tmp_path, photos)[case]
     code,_,err = say(*words)
