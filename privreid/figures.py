@@ -64,7 +64,7 @@ def feature_map(
     arms:dict[str,Arm], # Upper, Base, w/o U, w/ U
 ):
     "Figure 9: raw and protected features of one test batch under four models."
-    if 'w/ U' not in arms: raise ValueError("figure 9 shows what w/ U does to the features of an unprotected AGW: give 'w/ U' among the arms.")
+    if 'w/ U' not in arms: raise ValueError("figure 9 shows what w/ U does to the features of an outsider: give 'w/ U' among the arms.")
     import matplotlib.pyplot as plt
     batch = test_batch(exp.data.gallery)
     color = plt.get_cmap('tab10')(batch.labels().numpy()%10)
@@ -74,7 +74,7 @@ def feature_map(
         restart(protect)
         at = tsne(torch.cat([apply(lambda x: arm.reid(f(x)), batch.images, exp.device) for f in (lambda x: x, protect)]))
         for marker,label,z in (('o', 'raw', at[:len(batch)]), ('x', 'protected', at[len(batch):])): ax.scatter(*z.T, c=color, marker=marker, s=22, label=label)
-        ax.set(xticks=[], yticks=[], title='unprotected AGW' if arm.name=='Upper' else arm.name)
+        ax.set(xticks=[], yticks=[], title='the outsider' if arm.name=='Upper' else arm.name)
     axs[0,0].legend(fontsize=7)
     plt.close(fig)
     return fig

@@ -193,17 +193,17 @@ def _better(results, low, high, setting)->Claim:
     return judged(f'{high} is above {low}, {setting}', part('rank1', 'rank-1'), part('mAP', 'mAP'))
 
 def _outsider(results, name)->list[Claim]:
-    "What an unprotected AGW makes of protected images: beside raw ones, and beside what a desensitizer would have left it."
+    "What the outsider, an AGW that never saw a protected picture, makes of protected images: beside raw ones, and beside what a desensitizer would have left it."
     def seen(kind, s): return ranked(results, f'unprotected/{kind}/{s}')
     raw,sides = seen(name, 'raw-raw'), CROSSED[:2]
-    out = [judged(f'An unprotected AGW recognises images of {name} far worse than raw ones (less than half as often, raw-protected and protected-raw)',
+    out = [judged(f'An outsider recognises images of {name} far worse than raw ones (less than half as often, raw-protected and protected-raw)',
                   *((f'{s} {seen(name, s).value:.1f}%, half of {raw.value:.1f}% raw-raw', f'{s}, points', raw*.5-seen(name, s), 1) for s in sides))]
     if 'desensitized' in results['unprotected']:
         def part(s):
             ours,des = seen(name, s), seen('desensitized', s)
             more = Margin('', ours-des)
             return f'{s} {ours.value:.1f}% against {des.value:.1f}%, {more}; to 5 more', f'{s}, points', des+5.-ours, 1
-        out.append(judged(f'An unprotected AGW recognises images of {name} hardly more often than desensitized ones (at most 5 points more, raw-protected and protected-raw)', *map(part, sides)))
+        out.append(judged(f'An outsider recognises images of {name} hardly more often than desensitized ones (at most 5 points more, raw-protected and protected-raw)', *map(part, sides)))
     return out
 
 # %% ../nbs/behind_report.ipynb #043bde94
@@ -245,7 +245,7 @@ def quality_table(results:dict)->pd.DataFrame:
     return pd.DataFrame(rows).T.rename(columns=dict(psnr='PSNR, dB', ssim='SSIM', mean='mean of per-image PSNR, dB'))
 
 def snooper_table(results:dict)->pd.DataFrame: # rank-1, percent
-    "What an unprotected AGW recognises (the paper's Table 1)."
+    "What an outsider, an AGW that never saw a protected picture, recognises (the paper's Table 1)."
     rows = {k: {s: 100*v['rank1'] for s,v in found.items()} for k,found in results['unprotected'].items()}
     return pd.DataFrame(rows).T
 
@@ -270,7 +270,7 @@ def summary(results:Results, history:list, eps:Epsilons=Epsilons())->str:
     people = f'Test people: {queries(results)}\n'
     def table(title, df, under=''): return f'{title}\n{df.round(2).to_string(na_rep="–")}\n{under}'
     parts = [table('Rank-1, %', settings_table(results), people), table('mAP, %', settings_table(results, 'mAP')), table('Likeness to the raw image', quality_table(results))]
-    if results['unprotected']: parts.append(table('Rank-1 of an unprotected AGW, %', snooper_table(results), people))
+    if results['unprotected']: parts.append(table('Rank-1 of an outsider (an AGW that never saw a protected picture), %', snooper_table(results), people))
     found = claims(results, history, eps)
     return '\n'.join(parts+([f'Claims. {bases(results)}.'] if found else [])+[f'  {c.verdict:17}  {c.text}: {c.numbers}' for c in found])
 
@@ -294,7 +294,7 @@ def to_base(results:Results, metric:str='rank1')->pd.DataFrame: # of text
     return with_difference(settings_table(results, metric), 'Base', between=between)
 
 def to_desensitized(results:Results)->pd.DataFrame: # of text
-    "What an unprotected AGW recognises, with differences to what it recognises in desensitized images, and their intervals."
+    "What an outsider recognises, with differences to what it recognises in desensitized images, and their intervals."
     def between(name, s): return (ranked(results, f'unprotected/{name}/{s}')-ranked(results, f'unprotected/desensitized/{s}')).interval
     return with_difference(snooper_table(results), 'desensitized', between=between)
 
@@ -410,7 +410,7 @@ def likeness_part(run:Finished)->str:
             +table(quality_table(run.results).apply(lambda c: c.map((lambda v: f'{v:.3f}') if c.name=='SSIM' else (lambda v: f'{v:.2f}')))))
 
 def snooper_part(run:Finished)->str:
-    "What an unprotected AGW recognises."
+    "What an outsider recognises."
     if not run.results['unprotected']: return ''
     return '<p>Rank-1, %. Trained on raw images only, it stands for somebody who is not meant to recognise anybody.</p>'+f'<div class="neutral">{table(to_desensitized(run.results))}</div><p>Query-gallery, test people, {queries(run.results)}. Small: difference to desensitized images{of_what(run.results)}.</p>'
 
@@ -493,7 +493,7 @@ def page(title:str, lead:str, sections:dict[str,str], cards:list[tuple]=())->str
             f'<div class="cards">{numbers}</div><nav aria-label="Contents">{contents}</nav>{body}</body></html>')
 
 # %% ../nbs/behind_report.ipynb #d01862fb
-PARTS_OF_REPORT = {'Claims': claims_part, 'Pictures': pictures_part, 'Four settings': settings_part, 'Likeness': likeness_part, 'Unprotected AGW': snooper_part,
+PARTS_OF_REPORT = {'Claims': claims_part, 'Pictures': pictures_part, 'Four settings': settings_part, 'Likeness': likeness_part, 'The outsider': snooper_part,
                    'Validation and upgradation': upgradation_part, 'Losses': losses_part, 'Set-up': setup_part}
 
 def write_report(

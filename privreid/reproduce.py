@@ -217,7 +217,7 @@ def _data(cfg:Config, device:str)->ReidData: return Experiment(cfg, device=devic
 def _percent(found:dict, *names)->dict: return {n: 100*found[n] for n in names or ('rank1', 'mAP')}
 
 def table1(t:Trained)->list: # (keys, metrics)
-    "What an unprotected AGW recognises."
+    "What an outsider recognises."
     if t.job.arms==('Upper',): return [(('–', 'raw', 'raw-raw'), _percent(t.results['arms']['Upper']['settings']['raw-raw']))]
     if 'w/ U' not in t.job.arms: return []
     found = t.measured('unprotected', lambda: unprotected(t.exp, t.upper, t.arm('w/ U')))
@@ -273,7 +273,7 @@ def write_study(study:Study, runs:list[Trained]):
     write_sheets(study.folder, pd.concat(asked))
 
 def ask_machine(t:Trained, study:Study)->dict: # 'arm, setting' -> right, n, threshold
-    "Let an unprotected AGW answer all pairs that a run has the networks for."
+    "Let an outsider answer all pairs that a run has the networks for."
     data,key = t.exp.data, draw_key(t.exp.data.gallery, study.pairs, study.raters)
     return {f'{arm}, {setting}': machine_rater(t.upper.reid, protect, setting, data.val_gallery, data.gallery, rows, t.exp.device) for arm,setting,rows,protect in _groups(t, key)}
 

@@ -146,10 +146,10 @@ def latex(df:pd.DataFrame, caption:str)->str: # df of text, its first column the
     return '\n'.join(l for _,part in df.groupby(df.columns[0], sort=False) for l in one(part))
 
 # %% ../nbs/behind_tables.ipynb #10b9c6df
-CAPTIONS = {1: 'Re-ID of an unprotected AGW, trained on raw images, on desensitized and anonymized images',
-            2: 'Human verification: same person or not? 50 % is guessing. Beside it the rank-1 of the trained model, and an unprotected AGW that answers the same pairs, its threshold chosen on validation people. In brackets: 95 % intervals (Wilson), of the first seed',
+CAPTIONS = {1: 'Re-ID of an outsider, an AGW trained on raw images, on desensitized and anonymized images',
+            2: 'Human verification: same person or not? 50 % is guessing. Beside it the rank-1 of the trained model, and an outsider that answers the same pairs, its threshold chosen on validation people. In brackets: 95 % intervals (Wilson), of the first seed',
             3: 'Likeness of recovered to raw images; protected images were kept as floats, or saved as PNG or JPEG (by quality) before they were recovered. PSNR is that of the error pooled over all images, in the paper as here; the mean of per-image values follows',
-            4: 'Re-ID on recovered images by an unprotected AGW and by ours',
+            4: 'Re-ID on recovered images by an outsider and by ours',
             5: 'Re-ID in four settings (query-gallery)'}
 
 def write_table(table:int, tidy:pd.DataFrame, folder:Path)->list[Path]:

@@ -211,7 +211,7 @@ def best_threshold(
     return cuts[right.argmax()].item()
 
 def machine_rater(
-    reid:nn.Module,             # unprotected AGW
+    reid:nn.Module,             # the outsider: never saw a protected picture
     protect, setting:str,       # of the group
     validation:Split,           # people to choose the threshold on
     test:Split,
