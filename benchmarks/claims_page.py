@@ -24,7 +24,7 @@ def short(text:str)->str:
     "A claim without what stands in parentheses."
     return re.sub(r' \([^)]*\)', '', text)
 
-KINDS = (r'^(w/o U|w/ U): (.+)$', r'^(.+ is above .+), ([a-z]+-[a-z]+)$', r'^(An unprotected AGW .+ images of) (w/o U|w/ U) (.+)$')
+KINDS = (r'^(w/o U|w/ U): (.+)$', r'^(.+ is above .+), ([a-z]+-[a-z]+)$', r'^(An outsider .+ images of) (w/o U|w/ U) (.+)$')
 
 def grouped(texts:list[str])->dict[str,list[str]]: # what stands for them -> claims
     "Claims that say the same of several arms or settings, together."

@@ -70,9 +70,19 @@ def finished(out:Path)->list[tuple[Path,Path]]: # folder, note
     found = [p.parent for p in out.glob('runs/*/results.json') if not p.parent.name.endswith('-upper')]
     return [(f, out/'made'/f'{f.name}.json') for f in sorted(found, key=lambda f: (int(re.match(r'seed(\d+)', f.name)[1]), f.name))]
 
+def untimed(found): # results
+    "Without seconds: what two runs of the same must agree in."
+    if isinstance(found, dict): return {k: untimed(v) for k,v in found.items() if k!='seconds'}
+    return [untimed(v) for v in found] if isinstance(found, list) else found
+
+def twin(folder:Path, rows:list[dict])->str|None:
+    "The recorded run that found the same as this one, to the last digit: then the code that made them is the same where it counts."
+    own = untimed(json.loads((folder/'results.json').read_text(encoding='utf-8')))
+    return next((r['name'] for r in rows if untimed(r['results'])==own), None)
+
 def sources(record:dict)->set[str]:
     "The states of the code that a record comes from: one, if all is well."
-    rows = [r for k in LISTS for r in record.get(k, [])]+[record[k] for k in ('demo', 'long') if k in record]
+    rows = [r for k in LISTS for r in record.get(k, [])]+[record[k] for k in ('demo', 'long') if k in record and not record[k].get('twin')]
     return {m['code'] for r in rows for m in r['made']}
 
 def demo_seconds()->int:
@@ -100,7 +110,7 @@ def collect(out:Path, to:Path)->int: # 1: something is not as it should be
     if photographs: record['real'] = [row_of(*r, base|dict(root='')) for r in photographs]
     for r in record.get('real', []): r['config'] = {k: v for k,v in r['config'].items() if k!='root'}   # where somebody keeps them
     made = out/'demo'/'made.json'
-    if made.is_file(): record['demo'] = dict(made=[json.loads(made.read_text())], seconds=demo_seconds())
+    if made.is_file(): record['demo'] = dict(made=[json.loads(made.read_text())], seconds=demo_seconds(), twin=twin(ROOT/'privreid'/'demo_run', record.get('runs', [])))
     for folder,note in finished(out/'long'): record['long'] = {k: v for k,v in row_of(folder, note, base, outcomes=False).items() if k in ('config', 'made', 'seconds', 'upgrades', 'falls')}
     head = {k: v for k,v in record.items() if k not in LISTS}
     lists = ''.join(f',\n"{k}": [\n'+',\n'.join(strict_json(r) for r in record[k])+'\n]' for k in LISTS if k in record)   # a run a line

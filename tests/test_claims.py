@@ -159,8 +159,8 @@ def test_marked_numbers_are_looked_up(record):
     assert marked('five<!--= demo_minutes() --> minutes', page)=='five<!--= demo_minutes() --> minutes' and 'demo_minutes' in page.missing[0]   # not recorded here
 
 def test_claims_that_say_the_same_stand_together():
-    told = grouped(['w/o U: recovered images exceed 25 dB', 'w/ U: recovered images exceed 25 dB', 'w/ U is above Base, raw-protected', 'w/ U is above Base, protected-raw', 'An unprotected AGW recognises images of w/ U far worse than raw ones (less than half)', 'Another'])
-    assert list(told)==['recovered images exceed 25 dB (w/o U, w/ U)', 'w/ U is above Base (raw-protected, protected-raw)', 'An unprotected AGW recognises images of w/ U far worse than raw ones', 'Another']
+    told = grouped(['w/o U: recovered images exceed 25 dB', 'w/ U: recovered images exceed 25 dB', 'w/ U is above Base, raw-protected', 'w/ U is above Base, protected-raw', 'An outsider recognises images of w/ U far worse than raw ones (less than half)', 'Another'])
+    assert list(told)==['recovered images exceed 25 dB (w/o U, w/ U)', 'w/ U is above Base (raw-protected, protected-raw)', 'An outsider recognises images of w/ U far worse than raw ones', 'Another']
     assert [len(v) for v in told.values()]==[2, 2, 1, 1]
 
 # -- what is shipped
@@ -185,7 +185,8 @@ def test_the_record_is_small_strict_and_of_one_state_of_the_code():
     record = json.loads(text, parse_constant=lambda name: pytest.fail(f'{name} is no JSON'))
     assert len(claims_record.sources(record))==1 and not record['unlike_demo']
     seeds = {d: sorted(r['seed'] for r in record['runs'] if r['desensitizer']==d) for d in claims.DESENSITIZERS}
-    assert all(len(set(s))>=5 and s==seeds['blur'] for s in seeds.values())
+    assert all(len(set(s))>=3 and s==seeds['blur'] for s in seeds.values())
+    assert record['demo']['twin'] in [r['name'] for r in record['runs']]   # what is shipped is one of them, to the last digit
 
 @pytest.mark.parametrize('name', ['demo_run', 'long_run'])
 def test_shipped_recordings_are_small_and_can_be_read(name):
