@@ -1,12 +1,14 @@
 "Run notebooks in place, top to bottom, and store what they show. `--flags slow cuda` also runs the cells with those flags."
-import argparse, asyncio, os, re, sys, time
+import argparse, asyncio, base64, io, os, re, sys, time
 from pathlib import Path
 import nbformat
+import numpy as np
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbdev.clean import clean_nb
 from nbdev.config import get_config
 from execnb.nbio import read_nb, write_nb
+from PIL import Image
 
 WIDGET = 'application/vnd.jupyter.widget-view+json'
 
@@ -25,6 +27,7 @@ def execute(path:Path, skip:list[str], timeout:int):
     client.skip = skip
     asyncio.run(client.async_execute())
     drop_widgets(nb)
+    use_palettes(nb)
     tmp = path.with_name(f'.{path.name}.tmp')
     nbformat.write(nb, tmp)
     os.replace(tmp, path)
@@ -38,6 +41,29 @@ def drop_widgets(nb):
     nb.metadata.pop('widgets', None)
     for cell in nb.cells:
         if 'outputs' in cell: cell.outputs = [o for o in cell.outputs if WIDGET not in o.get('data', {})]
+
+def with_palette(picture):
+    "224 colours for what is solid, and for letters on nothing four colours in eight strengths: the picture and what its palette lets through."
+    rgba,solid = np.array(picture), picture.convert('RGB')
+    few = solid.quantize(224, method=Image.Quantize.MEDIANCUT, kmeans=2)
+    places,faint,letters = np.array(few), rgba[...,3]<255, rgba[rgba[...,3]<255]
+    inks = Image.fromarray(letters[letters[:,3]>127][None,:,:3]).quantize(4).getpalette() if (letters[:,3]>127).any() else []
+    inks = (inks+[127]*12)[:12]
+    near = np.square(letters[:,None,:3].astype(int)-np.reshape(inks, (4, 3))).sum(2).argmin(1)
+    places[faint] = 224+8*near+letters[:,3]//32
+    out = Image.fromarray(places)
+    out.putpalette((few.getpalette()+[0]*672)[:672]+[v for i in range(4) for v in 8*inks[3*i:3*i+3]])
+    return out, bytes([255]*224+4*[255*i//7 for i in range(8)])
+
+def use_palettes(nb):
+    "Pictures with 256 colours where that makes them smaller by a third: grain compresses badly, and a notebook has a limit."
+    for data in (o['data'] for cell in nb.cells for o in cell.get('outputs', []) if 'image/png' in o.get('data', {})):
+        raw,few = base64.b64decode(data['image/png']), io.BytesIO()
+        picture = Image.open(io.BytesIO(raw)).convert('RGBA')
+        if len(raw)<.5*picture.width*picture.height: continue   # lines and letters
+        small,through = with_palette(picture)
+        small.save(few, 'PNG', optimize=True, transparency=through)
+        if len(few.getvalue())<2/3*len(raw): data['image/png'] = base64.b64encode(few.getvalue()).decode()
 
 def main():
     os.environ.pop('MPLBACKEND', None)   # the kernel draws inline; another backend would store no picture

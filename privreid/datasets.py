@@ -419,6 +419,7 @@ def _child(path, needs, memory, work, args):
             most = psutil.Process().memory_info().vms+memory
             if not 0<=soft<most: resource.setrlimit(resource.RLIMIT_AS, (most, hard))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_CPU, (3600, resource.getrlimit(resource.RLIMIT_CPU)[1]))   # should whoever started us die, no endless work goes on
         except (ImportError, OSError, ValueError): pass                   # whoever started us watches, too
         for said in globals()[work](*args): print(json.dumps([said]), flush=True)
         print('{}', flush=True)

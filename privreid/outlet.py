@@ -98,6 +98,7 @@ class Done:
     failed:dict[str,str]=field(default_factory=dict) # name of an original -> why there is nothing
     others:int=0                                     # files that are no pictures
     notes:list[str]=field(default_factory=list)      # what one ought to know
+    came:dict[str,str]=field(default_factory=dict, repr=False) # name in the folder -> its original's, below SRC
     def __str__(self):
         lines = [f'{legible(self.folder)}: {self.pictures} pictures, {self.new} of them new']
         if self.others: lines.append(f'{self.others} other files were left where they are')
@@ -185,6 +186,6 @@ def fill(
         broken = convert(filling, {new: root/old for old,new in names.items()}, decode, change, encode, batch, what)
         filling.left_out = len(broken)+len(failed)
     olds = {new: old for old,new in names.items()}
-    done = Done(out, len(filling.done), len(filling.done)-was, failed|{olds[n]: why for n,why in broken.items()}, others)
-    if fits: done.notes.append(compared(filling, {n: root/olds[n] for n in filling.done if n in olds}, *fits))
+    done = Done(out, len(filling.done), len(filling.done)-was, failed|{olds[n]: why for n,why in broken.items()}, others, came={n: olds[n] for n in filling.done if n in olds})
+    if fits: done.notes.append(compared(filling, {n: root/old for n,old in done.came.items()}, *fits))
     return done

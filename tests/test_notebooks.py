@@ -6,7 +6,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').glob('[!._]*.ipynb'))
 RUNNER = Path(sysconfig.get_path('scripts'))/'nbdev_test'   # called from `python -c`, nbdev_test would not read its arguments
-QUICK = 'behind_files', '02_hide', '07_upgrade', 'behind_tables', 'behind_widgets', 'index'   # one of each kind: files, pictures, a rule, numbers, widgets, prose
+QUICK = 'behind_files', '02_hide', 'behind_upgradation', 'behind_tables', 'behind_widgets', 'index'   # one of each kind: files, pictures, a rule, numbers, widgets, prose
 
 def run(notebook:Path)->tuple[bool,str]:
     "Run one notebook; did it pass, and what did it say?"

@@ -121,7 +121,7 @@ def test_every_decision_is_there_with_its_reason_in_order(page):
     assert line in page.text
 
 def test_claims_are_counted(page):
-    verdicts = re.findall(r'(holds|fails|too close to tell) (?:w/o U|w/ U|An unprotected AGW)', page.text)
+    verdicts = re.findall(r'(holds|fails|too close to tell) (?:w/o U|w/ U|An outsider)', page.text)
     assert len(verdicts)==21 and f"claims that hold {verdicts.count('holds')} of 21 {verdicts.count('fails')} fail, 0 too close to tell" in page.text
     assert 'Intervals were not recorded' in page.text
 

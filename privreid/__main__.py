@@ -1,0 +1,5 @@
+"`python -m privreid` is the command `privreid`."
+import sys
+from .cli import main
+
+if __name__=='__main__': sys.exit(main())
