@@ -171,7 +171,8 @@ def train_here(
 def _outsider(done:Done, source:Path|str, bundle:Path|str, pattern:str, device)->str:
     "What an outsider finds in a folder that was filled; whom the run was trained on is left out."
     root = expand(source)
-    known = known_people(root, pattern)
+    try: known = known_people(root, pattern)
+    except (ValueError, OSError) as e: return f'An outsider was not asked, since who is in the pictures is not known: {e}'
     run = expand(bundle) if expand(bundle).is_dir() else None
     if run and load_run(run)[0].root==str(root.resolve()):
         split = read_split(run/'split.json')

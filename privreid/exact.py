@@ -402,6 +402,12 @@ def crops_of(
             for _,_,full in got: alone = np.maximum(alone, full[t:b,l:r])
             yield n, (l, t, r, b), alone
 
+def _apart(key:Path|str, *places:Path|str):
+    "Say no to a key in a film's folder, or in place of a film."
+    key = expand(key).resolve()
+    for p in (expand(q).resolve() for q in places):
+        if p==key or p in key.parents: raise ValueError(f'The key {legible(key)} would lie in {legible(p)}, or in place of it: name a file apart from the film.')
+
 def grant(
     sidecar:Path|str,
     key,               # an `ExactKey`, or its file: the master key
@@ -414,6 +420,7 @@ def grant(
     key = key if isinstance(key, ExactKey) else read_exact(key, passphrase)
     if not tracks: raise ValueError('Whose key it is to be is not said: name tracks (--track).')
     side,keys,_ = _proved(None, key, tracks, sidecar, False)
+    _apart(to, side.path, side.path.with_name(side.path.name.removesuffix('.exact')))
     if os.path.lexists(expand(to)): raise FileExistsError(f'{legible(to)} is there already: a key is not written over another.')
     _noted(log_of(side.path), what='granted', film=side.facts['film'], tracks=list(keys), into=legible(to))
     facts = dict(format=1, what='key of tracks', film=side.facts['film'], master=key.name, public=key.public.public_bytes_raw().hex(), keys={str(t): k.hex() for t,k in keys.items()})
@@ -435,6 +442,7 @@ def protect_exact(
     side = sidecar_of(out)
     if any((rows[:,4]<0).any() for rows in boxes.at.values()): raise ValueError(_NO_TRACK)
     if os.path.lexists(side) and not os.path.lexists(out) and not force: raise FileExistsError(f'{legible(side)} is there already: name another film, or say --force to write over it.')
+    if not isinstance(key, ExactKey): _apart(key, source, out, side, out.with_name(f'{out.name}.json'))
     made = not isinstance(key, ExactKey) and not os.path.lexists(expand(key))
     if not isinstance(key, ExactKey): key = new_master(key) if made else read_exact(key, passphrase)
     if not key.master: raise ValueError(_NO_MASTER)

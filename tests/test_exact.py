@@ -342,3 +342,18 @@ def test_protect_and_lock_up_in_one_call(tmp_path):
     assert not (tmp_path/'out2').exists() and not (tmp_path/'M3').exists()
     open_film(tmp_path/'out', tmp_path/'MASTER', tmp_path/'back')
     assert all((a==b).all() for a,b in zip(shots(tmp_path/'back'), frames, strict=True))
+
+def test_a_key_lies_apart_from_the_film(tmp_path, one_line):
+    "In the folder that is given away, among the originals, or where the film or its sidecar is to be, it is refused before anything is written."
+    from privreid.exact import protect_exact
+    frames,boxes = painted_film(2, SIZE, height=32)
+    folder_of(tmp_path/'in', frames)
+    out = tmp_path/'out'
+    for key in (tmp_path/'in'/'M', out/'M', out, sidecar_of(out)):
+        with pytest.raises(ValueError, match='apart from the film') as e: protect_exact(tmp_path/'in', boxes, HIDES, out, key)
+        one_line(e.value)
+        assert sorted(p.name for p in tmp_path.iterdir())==['in'] and not (tmp_path/'in'/'M').exists()
+    protect_exact(tmp_path/'in', boxes, HIDES, out, tmp_path/'M')
+    for to in (out/'KEY', sidecar_of(out)):
+        with pytest.raises(ValueError, match='apart from the film'): grant(sidecar_of(out), tmp_path/'M', [1], to)
+    assert not (out/'KEY').exists()

@@ -11,7 +11,7 @@ from privreid.boxes import Boxes, boxes_of, painted_film, placed, protect_boxes,
 from privreid.deploy import Anonymizer, Recovery
 from privreid.outlet import encoded
 from privreid.tree import RECORD, read_record
-from privreid.video import BOXES, Film, beside, facts_of, frame_numbers, is_video, protect_film, read_frames, recover_film
+from privreid.video import _agreed, BOXES, Film, beside, facts_of, frame_numbers, is_video, protect_film, read_frames, recover_film
 
 needs_av = pytest.mark.skipif(not importlib.util.find_spec('av'), reason="reads videos: pip install 'privreid[video]'")
 
@@ -408,11 +408,11 @@ def test_a_broken_frame_is_named_and_not_written(pair, tmp_path):
     recover_film(tmp_path/'out', pair[1], tmp_path/'back')
     assert all((a==recover_boxes(protect_boxes(frames[n-1], boxes.at[n], pair[0]), boxes.at[n], pair[1])).all() for n,a in read_frames(tmp_path/'back'))   # none has moved
 
-@pytest.mark.parametrize('names, want', [(['3.png', '1.png', '10.png'], {1: '1.png', 3: '3.png', 10: '10.png'}), (['cam2_f7.jpg'], {7: 'cam2_f7.jpg'}), (['b.png', 'a.png', '1.png'], {1: '1.png', 2: 'a.png', 3: 'b.png'}), (['x000012_left.png'], {12: 'x000012_left.png'})])
+@pytest.mark.parametrize('names, want', [(['3.png', '1.png', '10.png'], {1: '1.png', 3: '3.png', 10: '10.png'}), (['cam2_f7.jpg'], {7: 'cam2_f7.jpg'}), (['b.png', 'a.png'], {1: 'a.png', 2: 'b.png'}), (['x000012_left.png'], {12: 'x000012_left.png'})])
 def test_numbers_of_frames(names, want): assert frame_numbers(names)==want
 
 def test_numbers_that_cannot_be(one_line):
-    for names,lost in ((['a/1.png', 'b/1.png'], 0), (['01.png', '1.png'], 0), (['a.png'], 1)):
+    for names,lost in ((['a/1.png', 'b/1.png'], 0), (['01.png', '1.png'], 0), (['a.png'], 1), (['1.png', '10.png', 'cover.png'], 0)):
         with pytest.raises(ValueError) as e: frame_numbers(names, lost)
         one_line(e.value)
 
@@ -468,3 +468,18 @@ def test_the_command(run, tmp_path, capsys):
         code,text = say(capsys, *words)
         assert code==2 and text.count('\n')==1 and text.startswith('privreid: '), (words, text)
     assert nothing_left(tmp_path)
+
+def test_filling_vouches_for_those_it_fills_only(one_line):
+    "Track 1 has a gap that is filled, track 2 ends before it: where person 2 is in frame 2 nobody has said."
+    one,two = [0, 0, 4, 4, 1], [4, 4, 8, 8, 2]
+    with pytest.raises(ValueError) as e: _agreed({1: [one, two], 3: [one]}, [1, 2, 3], 'refuse', 1)
+    one_line(e.value, 'frame 2')
+    boxes,black,_ = _agreed({1: [one, two], 3: [one]}, [1, 2, 3], 'black', 1)
+    assert black=={2}
+    boxes,black,_ = _agreed({1: [one, two], 3: [one, two]}, [1, 2, 3], 'refuse', 1)
+    assert not black and len(boxes.at[2])==2
+
+def test_boxes_without_end_are_refused(monkeypatch, one_line):
+    monkeypatch.setattr('privreid.video.MOST', 10)
+    with pytest.raises(ValueError) as e: _agreed({1: [[0, 0, 4, 4, 1]], 20: [[0, 0, 4, 4, 1]]}, range(1, 21), 'refuse', 30)
+    one_line(e.value, '10')
