@@ -20,7 +20,7 @@ from .deploy import Anonymizer, Recovery
 from .files import expand, legible
 
 # %% ../nbs/behind_boxes.ipynb #b0c5e106
-FARTHEST,CROWD,TRACKS = 2**20, 10**4, 2**31   # pixels from the corner, boxes of a frame, number of a track: at most
+FARTHEST,CROWD,TRACKS = 2**20, 10**3, 2**31   # pixels from the corner, boxes of a frame, number of a track: at most
 
 def _numbers(value)->np.ndarray:
     "What detectors hand out, from whichever device."
@@ -88,18 +88,17 @@ def boxes_within(
     if len(rows) and not len(found): raise ValueError(f'None of the {len(rows)} boxes of {at} lies in its {size[1]} x {size[0]} pixels: they are of a film of another size.')
     return found
 
-def _through(net, frames:list[np.ndarray], ats:list[np.ndarray], steady:bool)->list[list[np.ndarray]]: # for each frame its crops, at their own size
-    "Send what is in the boxes through a network, all together."
-    crops = [np.ascontiguousarray(f[t:b,l:r]) for f,at in zip(frames, ats) for l,t,r,b,_ in at]
-    made = net.small([net.fit(c) for c in crops], steady) if crops else []
-    full = iter([net.unfit(m, c.shape[:2]) for m,c in zip(made, crops)])
-    return [[next(full) for _ in at] for at in ats]
+def _through(net, frames:list[np.ndarray], ats:list[np.ndarray], steady:bool)->list[list[np.ndarray]]: # for each frame what became of its boxes, at the network's size
+    "Send what is in the boxes through a network, all together; never a crowd at its full size at once."
+    small,n = [net.fit(np.ascontiguousarray(f[t:b,l:r])) for f,at in zip(frames, ats) for l,t,r,b,_ in at], 16*net.batch
+    made = iter([m for i in range(0, len(small), n) for m in net.small(small[i:i+n], steady)])
+    return [[next(made) for _ in at] for at in ats]
 
-def _painted(frame:np.ndarray, at:np.ndarray, crops:list[np.ndarray])->np.ndarray:
+def _painted(frame:np.ndarray, at:np.ndarray, made:list[np.ndarray], net)->np.ndarray:
     out = frame.copy()
     for i in in_front(at):
         l,t,r,b,_ = at[i]
-        out[t:b,l:r] = crops[i]
+        out[t:b,l:r] = net.unfit(made[i], (b-t, r-l))
     return out
 
 def protect_frames(
@@ -109,7 +108,7 @@ def protect_frames(
     steady:bool=False,      # of `Anonymizer.small`
 )->list[np.ndarray]:        # new ones
     "Protect the people of several frames at once."
-    return [_painted(f, at, c) for f,at,c in zip(frames, ats, _through(anonymizer, frames, ats, steady))]
+    return [_painted(f, at, m, anonymizer) for f,at,m in zip(frames, ats, _through(anonymizer, frames, ats, steady))]
 
 def protect_boxes(
     frame,       # uint8 (H,W,3) in NumPy, or a PIL picture
@@ -143,7 +142,7 @@ def recover_frames(
 )->list[np.ndarray]:
     "Bring people back in several frames at once."
     mine = [at if tracks is None else at[np.isin(at[:,4], list(tracks))] for at in ats]
-    made = [_painted(f, at, c) for f,at,c in zip(frames, mine, _through(recovery, frames, mine, steady))]
+    made = [_painted(f, at, m, recovery) for f,at,m in zip(frames, mine, _through(recovery, frames, mine, steady))]
     for f,at,out in zip(frames, ats, made):
         shut = shut_for(at, tracks, f.shape[:2])
         out[shut] = f[shut]
