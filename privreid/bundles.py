@@ -22,7 +22,7 @@ from .checkpoint import finite_tensors
 from .checks import check_number, choice, shown
 from .experiments import ARM_FOLDERS, ARMS, arm_named, load_results, load_run, load_weights
 from .files import atomic, expand, legible, strict_json
-from .folder import COUNT, FINITE, expect, hexadecimal, nothing, writing
+from .folder import COUNT, FINITE, FORMAT_1, expect, hexadecimal, nothing, writing
 from .joint import agw_of
 from .locks import MAGIC, lock_of, locked, one_of, refuse_file, unlocked
 from .machine import arranged
@@ -55,7 +55,7 @@ def terms_of(
     return '; '.join(filter(None, [TERMS.get(data, data), check_terms(own).strip()]))
 
 _SIDE,_WIDE = partial(check_number, least=32, most=4096, whole=True), partial(check_number, least=1, most=4096, whole=True)
-HEADER = {'format': partial(check_number, least=1, most=1, whole=True), 'role': one_of(ROLES), 'arm': one_of(ARMS), 'height': _SIDE, 'width': _SIDE,
+HEADER = {'format': FORMAT_1, 'role': one_of(ROLES), 'arm': one_of(ARMS), 'height': _SIDE, 'width': _SIDE,
           'ngf?': _WIDE, 'identities?': partial(check_number, least=1, most=10**7, whole=True), 'backbone?': one_of(BACKBONES), 'inter_channels?': partial(check_number, least=0, most=4096, whole=True), 'stem_relu?': bool,
           'data': str, 'desensitizer': str, 'epochs': COUNT, 'run': hexadecimal, 'pair': hexadecimal, 'weights': hexadecimal, 'versions': {str: str}, 'metrics': {str: FINITE}, 'made': str, 'terms?': check_terms, str: nothing}
 
@@ -174,9 +174,7 @@ def read_bundle(
     refuse_other_pair(facts['pair'], pair, path)
     whole = path.read_bytes()
     if not encrypted: return unpacked(whole, path)
-    word = passphrase() if callable(passphrase) else passphrase
-    if not word: raise ValueError(f'{legible(path)} is encrypted: give its passphrase (--passphrase-file, in Python passphrase=).')
-    bundle = unpacked(unlocked(whole, word, path), path)
+    bundle = unpacked(unlocked(whole, passphrase, path), path)
     if bundle.facts['role']!=role or bundle.facts['pair']!=facts['pair']: refuse_file(path, 'inside is something else')
     return bundle
 

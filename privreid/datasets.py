@@ -7,7 +7,8 @@ __all__ = ['SPLITS', 'ELSEWHERE', 'Row', 'LEFT_OUT', 'SOURCES', 'ARCHIVES', 'MSM
            'MARKET_PATTERN', 'READERS', 'Record', 'people_of', 'Listing', 'numbered', 'one_query_per_camera', 'divide',
            'enlist', 'unanswered', 'obstacles', 'refuse_unusable', 'shared_people', 'root_of', 'require', 'market1501',
            'read_list', 'msmt17', 'read_protocol', 'extract_pictures', 'extract_cuhk03', 'cuhk03', 'known_split',
-           'match_names', 'read_manifest', 'image_folder', 'list_data', 'load_data', 'save_split', 'read_split']
+           'match_names', 'read_manifest', 'manifest_of', 'image_folder', 'list_data', 'load_data', 'save_split',
+           'read_split']
 
 # %% ../nbs/behind_datasets.ipynb #6911796a
 import json, math, os, re, signal, struct, subprocess, sys, time, warnings, zlib
@@ -604,7 +605,7 @@ def _refuse_misread(root:Path, rows:list[Row]):
         raise ValueError(f"{legible(root)}: of {legible(name, 60)}, '{legible(who, 20)}' was taken for the identity and '{legible(camera, 20)}' for the camera, and so all cameras are people.{_way_out(name)}")
 
 # %% ../nbs/behind_datasets.ipynb #7d9b6472
-def _manifest_of(root:Path)->Path|None:
+def manifest_of(root:Path)->Path|None:
     "The table that describes the pictures: `root` itself, or one that is called manifest."
     if root.is_file(): return root
     found = [root/e.name for e in entries(root) if e.name.lower() in ('manifest.csv', 'manifest.tsv', 'manifest.txt')]
@@ -617,7 +618,7 @@ def image_folder(
 )->Listing:
     "List one's own pictures: by a manifest where there is one, else by their names."
     root = require('folder', root)
-    manifest = _manifest_of(root) if pattern is None else None
+    manifest = manifest_of(root) if pattern is None else None
     if manifest: root,rows = manifest.parent, read_manifest(manifest)
     elif root.is_file(): raise NotADirectoryError(f'{legible(root)} is a file, and a pattern is searched in the names below a folder: give the folder.')
     if manifest: left_out = _beside(manifest, rows)

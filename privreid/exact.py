@@ -17,14 +17,14 @@ from types import SimpleNamespace
 from typing import Iterator
 import numpy as np
 from PIL import Image
-from .boxes import boxes_of, boxes_within
+from .boxes import Boxes, boxes_of, boxes_within
 from .checks import check_number
 from .files import atomic, expand, legible, progress, strict_json
-from .folder import COUNT, expect, hexadecimal, nothing, writing
-from .locks import MAGIC, lock_of, locked, one_of, unlocked
+from .folder import COUNT, FORMAT_1, expect, hexadecimal, nothing, writing
+from .locks import MAGIC, locked, one_of, unlocked
 from .outlet import encoded
-from .tree import RECORD, check_sides, read_record
-from .video import Filmed, facts_of, hash_of, protect_film, read_frames, refuse_target, remade
+from .tree import RECORD, check_sides, hash_of, intact, read_record
+from .video import Filmed, facts_of, protect_film, read_frames, refuse_target, remade
 
 # %% ../nbs/behind_exact.ipynb #b0e0a006
 def _lib()->SimpleNamespace:
@@ -52,8 +52,8 @@ def _key_of(keys:dict[int,bytes], tracks:tuple[int,...], film:str)->bytes:
 
 # %% ../nbs/behind_exact.ipynb #b0e0a009
 _HEX64,KEY_BYTES = partial(hexadecimal, n=64), 2**24   # of a key file: at most
-_MASTER = {'format': partial(check_number, least=1, most=1, whole=True), 'what': one_of(('master key',)), 'key': _HEX64, str: nothing}
-_GRANT = {'format': partial(check_number, least=1, most=1, whole=True), 'what': one_of(('key of tracks',)), 'film': hexadecimal, 'master': hexadecimal, 'public': _HEX64, 'keys': {str: _HEX64}, str: nothing}
+_MASTER = {'format': FORMAT_1, 'what': one_of(('master key',)), 'key': _HEX64, str: nothing}
+_GRANT = {'format': FORMAT_1, 'what': one_of(('key of tracks',)), 'film': hexadecimal, 'master': hexadecimal, 'public': _HEX64, 'keys': {str: _HEX64}, str: nothing}
 
 @dataclass(frozen=True)
 class ExactKey:
@@ -69,9 +69,12 @@ class ExactKey:
         "What proves that a sidecar was made with the master key."
         return _signing(self.master).public_key() if self.master else _lib().Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.facts['public']))
 
-def _write_key(facts:dict, path:Path|str, name:str, passphrase:str='', force:bool=False)->Path:
+def _refuse_there(path:Path|str):
+    if os.path.lexists(expand(path)): raise FileExistsError(f'{legible(path)} is there already: a key is not written over another.')
+
+def _write_key(facts:dict, path:Path|str, name:str, passphrase:str='')->Path:
     path,whole = expand(path), strict_json(facts).encode()
-    if os.path.lexists(path) and (path.is_symlink() or not force): raise FileExistsError(f'{legible(path)} is there already: a key is not written over another.')
+    _refuse_there(path)
     with writing(path), atomic(path, private=True) as tmp: tmp.write_bytes(locked(whole, passphrase, name) if passphrase else whole+b'\n')
     return path
 
@@ -95,11 +98,7 @@ def read_exact(
     if not path.is_file(): raise FileNotFoundError(f'{legible(path)} is not there, or no file: it is to hold a key.')
     if path.stat().st_size>KEY_BYTES: raise ValueError(f'{legible(path)} has {path.stat().st_size:,} bytes: it is no key.')
     whole = path.read_bytes()
-    if whole.startswith(MAGIC):
-        lock_of(whole, path)
-        word = passphrase() if callable(passphrase) else passphrase
-        if not word: raise ValueError(f'{legible(path)} is encrypted: give its passphrase (--passphrase-file, in Python passphrase=).')
-        whole = unlocked(whole, word, path)
+    if whole.startswith(MAGIC): whole = unlocked(whole, passphrase, path)
     try: facts = json.loads(whole)
     except (ValueError, RecursionError): raise ValueError(f'{legible(path)} is no key for exact recovery: it was cut, or is something else.') from None
     expect(facts, _MASTER if isinstance(facts, dict) and facts.get('what')=='master key' else _GRANT, legible(path))
@@ -139,7 +138,7 @@ def _cut(mask:np.ndarray)->tuple[slice,slice]: # the rectangle that holds a part
 
 # %% ../nbs/behind_exact.ipynb #b0e0a015
 EXACT_MAGIC,EXACT_BYTES,_HEAD,_FRAME = b'privreid exact 1\n\0', 2**28, 2**25, 2**21   # what a sidecar begins with; of a part, the head and a frame: at most
-_FACTS = {'format': partial(check_number, least=1, most=1, whole=True), 'film': hexadecimal, 'master': hexadecimal, 'protected': _HEX64, 'frames': COUNT, 'keys': {str: partial(hexadecimal, n=120)}, str: nothing}
+_FACTS = {'format': FORMAT_1, 'film': hexadecimal, 'master': hexadecimal, 'protected': _HEX64, 'frames': COUNT, 'keys': {str: partial(hexadecimal, n=120)}, str: nothing}
 _LINE = {'frame': COUNT, 'size': check_sides, 'boxes': [[int]], 'parts': [COUNT], str: nothing}
 
 def print_of(protected:Path)->str: # 64 hexadecimal digits
@@ -154,7 +153,9 @@ def sidecar_of(protected:Path|str)->Path:
     return protected.with_name(f'{protected.name}.exact')
 
 _NO_MASTER = 'To lock people up takes the master key, and this is the key of some tracks.'
-_NO_TRACK = 'Some boxes have no track, and a key belongs to a track: number them all, or leave --exact out.'
+
+def _refuse_trackless(boxes:Boxes):
+    if any((rows[:,4]<0).any() for rows in boxes.at.values()): raise ValueError('Some boxes have no track, and a key belongs to a track: number them all, or leave --exact out.')
 
 def _associated(head:bytes, line:bytes, k:int)->bytes: return sha256(head).digest()+line+k.to_bytes(4, 'little')
 
@@ -176,7 +177,7 @@ def seal_film(
     if not facts: raise ValueError(f'What stands beside {legible(protected)} is missing: which boxes were protected is not known.')
     if not key.master: raise ValueError(_NO_MASTER)
     boxes,margin = facts['boxes'], facts['margin']
-    if any((rows[:,4]<0).any() for rows in boxes.at.values()): raise ValueError(_NO_TRACK)
+    _refuse_trackless(boxes)
     refuse_target(source, out, force)
     film = secrets.token_hex(16)
     core = dict(format=1, film=film, master=key.name, protected=print_of(protected), frames=sum(1 for rows in boxes.at.values() if len(rows)))
@@ -351,8 +352,7 @@ def _proved(protected:Path, key:ExactKey, tracks, sidecar, force:bool)->tuple[Si
 
 def _same_frames(folder:Path):
     for name,made in read_record(folder)['pictures'].items():
-        path = folder/name
-        if path.is_symlink() or not path.is_file() or hash_of(path)!=made['sha256']: raise ValueError(f'{legible(path)} is not what was written: nothing is opened.')
+        if not intact(folder/name, made): raise ValueError(f'{legible(folder/name)} is not what was written: nothing is opened.')
 
 def open_film(
     protected:Path|str,
@@ -421,7 +421,7 @@ def grant(
     if not tracks: raise ValueError('Whose key it is to be is not said: name tracks (--track).')
     side,keys,_ = _proved(None, key, tracks, sidecar, False)
     _apart(to, side.path, side.path.with_name(side.path.name.removesuffix('.exact')))
-    if os.path.lexists(expand(to)): raise FileExistsError(f'{legible(to)} is there already: a key is not written over another.')
+    _refuse_there(to)   # before it is noted that somebody was given it
     _noted(log_of(side.path), what='granted', film=side.facts['film'], tracks=list(keys), into=legible(to))
     facts = dict(format=1, what='key of tracks', film=side.facts['film'], master=key.name, public=key.public.public_bytes_raw().hex(), keys={str(t): k.hex() for t,k in keys.items()})
     return _write_key(facts, to, key.name, lock)
@@ -440,11 +440,13 @@ def protect_exact(
     "Hide the people of a film, and lock each of them up beside it."
     boxes,out = boxes_of(boxes), expand(out)
     side = sidecar_of(out)
-    if any((rows[:,4]<0).any() for rows in boxes.at.values()): raise ValueError(_NO_TRACK)
+    _refuse_trackless(boxes)
     if os.path.lexists(side) and not os.path.lexists(out) and not force: raise FileExistsError(f'{legible(side)} is there already: name another film, or say --force to write over it.')
-    if not isinstance(key, ExactKey): _apart(key, source, out, side, out.with_name(f'{out.name}.json'))
-    made = not isinstance(key, ExactKey) and not os.path.lexists(expand(key))
-    if not isinstance(key, ExactKey): key = new_master(key) if made else read_exact(key, passphrase)
+    made = False
+    if not isinstance(key, ExactKey):
+        _apart(key, source, out, side, out.with_name(f'{out.name}.json'))
+        made = not os.path.lexists(expand(key))
+        key = new_master(key) if made else read_exact(key, passphrase)
     if not key.master: raise ValueError(_NO_MASTER)
     done = protect_film(source, boxes, bundle, out, force=force, **options)
     if os.path.lexists(side) and not force:   # of the same command, given again

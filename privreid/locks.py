@@ -78,12 +78,14 @@ def locked(
 
 def unlocked(
     whole:bytes,    # what `locked` returned
-    passphrase:str,
+    passphrase,     # or what is called to ask for it
     path:Path|str='the key', # for messages
 )->bytes:
     "Decrypt a key, or say that it does not open."
     lock,at = lock_of(whole, path)
-    cipher = _cipher(passphrase, lock)
+    word = passphrase() if callable(passphrase) else passphrase
+    if not word: raise ValueError(f'{legible(path)} is encrypted: give its passphrase (--passphrase-file, in Python passphrase=).')
+    cipher = _cipher(word, lock)
     from cryptography.exceptions import InvalidTag
     try: return cipher.decrypt(bytes.fromhex(lock['nonce']), whole[at:], whole[:at])
     except InvalidTag: raise ValueError(f'{legible(path)} does not open: another passphrase, or the file was altered.') from None

@@ -10,7 +10,6 @@ import io, os, secrets
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Callable
 import numpy as np
@@ -20,7 +19,7 @@ from .checks import check_number
 from .data import to_float
 from .evaluation import psnr, ssim
 from .files import atomic, expand, legible, progress, strict_json
-from .folder import nothing, writing
+from .folder import FORMAT_1, nothing, writing
 from .machine import our_cpus
 from .pictures import read_image
 from .tree import Output, filled, named, pictures_below, read_bounded, read_record, refuse_mixed, safe_name
@@ -107,7 +106,7 @@ class Done:
         return '\n'.join(lines)
 
 # %% ../nbs/behind_outlet.ipynb #700fcc82
-_NAMES = {'format': partial(check_number, least=1, most=1, whole=True), 'names': {str: safe_name}, str: nothing}
+_NAMES = {'format': FORMAT_1, 'names': {str: safe_name}, str: nothing}
 
 def renamed(
     names:dict[str,str],     # original's name -> name
