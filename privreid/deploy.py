@@ -23,7 +23,7 @@ from .experiments import arm_named, load_run, run_experiment
 from .files import expand, legible
 from .joint import preset
 from .machine import accelerator_on
-from .outlet import KEEP, Done, convert, encoded, fill, names_back, notes_of
+from .outlet import KEEP, Done, convert, encoded, fill, how_written, names_back, notes_of
 from .outsider import known_people, pattern_for, told_by_outsider
 from .pictures import read_image
 from .tree import filled, named, pictures_below, read_record, refuse_mixed
@@ -187,10 +187,9 @@ def _written(
     keep:tuple[str,...], # of `KEEP`
     rename,              # None: names are kept
 )->tuple[tuple[str,...],dict]: # notes that are kept, what a job says of its files
-    "How pictures are to be written, checked."
-    format = choice(format, ('png', 'jpeg'), 'format', dict(jpg='jpeg'))
-    check_number(quality, 'quality', least=1, most=100, whole=True)
-    return tuple(choice(k, KEEP, 'note') for k in keep), dict(format=format, names='random' if rename else 'kept')|({'quality': quality} if format=='jpeg' else {})
+    "How the pictures of a folder are to be written, checked."
+    files = how_written(format, quality)|dict(names='random' if rename else 'kept')
+    return tuple(choice(k, KEEP, 'note') for k in keep), files
 
 JPEG_LOSS = 'JPEG loses part of what recovery lives on: 0.3 to 0.5 dB at quality 95 with whole colours, more below, measured on the toys of lesson 09 (painted people of 64 x 32). PNG loses nothing.'
 

@@ -9,7 +9,7 @@ __all__ = ['MARKET_NAMES', 'LOOKS', 'QUERIES', 'pattern_for', 'known_people', 'a
 # %% ../nbs/behind_outsider.ipynb #0f515d02
 from pathlib import Path
 import torch
-from torch import Tensor, nn
+from torch import nn
 from .agw import AGW
 from .data import to_float
 from .datasets import manifest_of, match_names, numbered, read_manifest

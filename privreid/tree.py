@@ -13,7 +13,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Iterator
-from .checks import check_number, shown
+from .checks import shown
 from .files import expand, legible, make_private, remove, strict_json
 from .folder import COUNT, FORMAT_1, held, hexadecimal, misfit, nothing, read_json, write_json, write_text, writing
 from .names import find_images

@@ -17,12 +17,12 @@ from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Callable, Iterator, Sequence
 import numpy as np
-from .boxes import Boxes, boxes_in, boxes_of, boxes_within, closed, doubt, gaps, protect_frames, read_boxes, recover_frames, rows_of
+from .boxes import Boxes, boxes_in, boxes_of, boxes_within, closed, doubt, gaps, protect_frames, recover_frames, rows_of
 from .checks import check_number, choice
 from .deploy import JPEG_LOSS, Anonymizer, Recovery
 from .files import atomic, expand, legible, progress
 from .folder import COUNT, FORMAT_1, hexadecimal, nothing, write_json, writing
-from .outlet import convert, encoded, sources_of
+from .outlet import convert, encoded, how_written, sources_of
 from .pictures import PIXELS, read_image
 from .tree import check_sides, filled, hash_of, read_bounded, read_record, refuse_mixed
 
@@ -354,17 +354,16 @@ def protect_film(
     return Filmed(out, n, sum(map(len, boxes.at.values())), took, notes=notes+said)
 
 def _protect_folder(source, boxes, hides, out, job, margin, fill, bare, format, quality, force)->Filmed:
-    format = choice(format, ('png', 'jpeg'), 'format', dict(jpg='jpeg'))
-    check_number(quality, 'quality', least=1, most=100, whole=True)
-    if format=='jpeg': warnings.warn(JPEG_LOSS)
+    files = how_written(format, quality)
+    if files['format']=='jpeg': warnings.warn(JPEG_LOSS)
     refuse_mixed(source, out)
-    root,names,failed,_ = sources_of(source, format, out)
+    root,names,failed,_ = sources_of(source, files['format'], out)
     _refuse_own((read_record(root) or {}).get('job', {}), root, force)
     frames = frame_numbers(list(names), len(failed))
     boxes,black,notes = _agreed(boxes, frames, bare, fill)
     facts = _facts(boxes, black, margin)
     mark = sha256(repr((facts, sorted(black))).encode()).hexdigest()[:32]
-    job |= dict(format=format, boxes=mark)|({'quality': quality} if format=='jpeg' else {})
+    job |= files|dict(boxes=mark)
     number,change,begun = {root/name: n for n,name in frames.items()}, _protecting(hides, boxes, black, margin, True), time.perf_counter()
     def decode(path):
         n,im = number[path], read_image(path)
@@ -375,7 +374,7 @@ def _protect_folder(source, boxes, hides, out, job, margin, fill, bare, format, 
         if os.path.lexists(there) and not force and (there.is_symlink() or not there.is_file() or facts_of(out)['frames']!=facts['frames']): raise FileExistsError(f'{legible(there)} is there already: name another folder, or say --force to write over it.')
         write_json(facts, there)
         was = len(filling.done)
-        broken = convert(filling, {names[name]: root/name for name in frames.values()}, decode, change, lambda im: (encoded(im, format, quality), im.shape[:2]), 8, 'protecting')
+        broken = convert(filling, {names[name]: root/name for name in frames.values()}, decode, change, lambda im: (encoded(im, files['format'], quality), im.shape[:2]), 8, 'protecting')
         filling.left_out = len(broken)+len(failed)
     old = {new: name for name,new in names.items()}
     done = len(filling.done)

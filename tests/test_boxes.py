@@ -5,19 +5,11 @@ import numpy as np
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
-from torch import nn
+from negative import pair_of
 from privreid.boxes import CROWD, FARTHEST, Boxes, boxes_of, boxes_within, closed, doubt, gaps, in_front, painted_film, placed, protect_boxes, protect_frames, read_boxes, recover_boxes, recover_frames, rows_of, shut_for
-from privreid.deploy import Anonymizer, Recovery
-
-class Negative(nn.Module):
-    "A network whose inverse is known: itself."
-    size = 16, 8
-    def forward(self, x): return -x
 
 @pytest.fixture(scope='module')
-def pair():
-    cpu = torch.device('cpu')
-    return Anonymizer(Negative(), '0'*32, 'w/o U', cpu), Recovery(Negative(), '0'*32, 'w/o U', cpu)
+def pair(): return pair_of()
 
 def noise(h, w, seed=0): return np.random.default_rng(seed).integers(0, 256, (h, w, 3), np.uint8)
 

@@ -2,9 +2,9 @@
 import importlib.util, json, os, random, shutil, stat
 from pathlib import Path
 import numpy as np
-import pytest, torch
+import pytest
 from hypothesis import given, settings, strategies as st
-from torch import nn
+from negative import net_of
 from privreid.boxes import Boxes, boxes_of, painted_film, placed, protect_boxes, rows_of, shut_for
 from privreid.deploy import Anonymizer
 from privreid.outlet import encoded
@@ -15,11 +15,7 @@ from privreid.exact import EXACT_MAGIC, ExactKey, Sidecar, crops_of, grant, log_
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec('cryptography'), reason="encrypts: pip install 'privreid[keys]'")
 needs_av = pytest.mark.skipif(not importlib.util.find_spec('av'), reason="reads videos: pip install 'privreid[video]'")
 
-class Negative(nn.Module):
-    size = 16, 8
-    def forward(self, x): return -x
-
-HIDES = Anonymizer(Negative(), '0'*32, 'w/o U', torch.device('cpu'), 8)
+HIDES = net_of(Anonymizer)
 SIZE = 60, 90
 
 def folder_of(path, frames):

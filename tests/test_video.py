@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest, torch
 from hypothesis import given, settings, strategies as st
-from torch import nn
+from negative import Negative, net_of, pair_of
 from privreid import video
 from privreid.boxes import Boxes, boxes_of, painted_film, placed, protect_boxes, recover_boxes, shut_for
 from privreid.deploy import Anonymizer, Recovery
@@ -15,15 +15,8 @@ from privreid.video import _agreed, BOXES, Film, beside, facts_of, frame_numbers
 
 needs_av = pytest.mark.skipif(not importlib.util.find_spec('av'), reason="reads videos: pip install 'privreid[video]'")
 
-class Negative(nn.Module):
-    "A network whose inverse is known: itself."
-    size = 16, 8
-    def forward(self, x): return -x
-
 @pytest.fixture(scope='module')
-def pair():
-    cpu = torch.device('cpu')
-    return Anonymizer(Negative(), '0'*32, 'w/o U', cpu, 8), Recovery(Negative(), '0'*32, 'w/o U', cpu, 8)
+def pair(): return pair_of()
 
 SIZE = 60, 90
 def scene(n=12): return painted_film(n, SIZE, height=32)
@@ -237,7 +230,7 @@ def test_the_right_key_the_right_boxes_the_right_film(pair, film, tmp_path, one_
     source,frames,boxes = film
     hides,shows = pair
     protect_film(source, boxes, hides, tmp_path/'out.mkv')
-    other = Recovery(Negative(), '1'*32, 'w/o U', torch.device('cpu'))
+    other = net_of(Recovery, '1'*32)
     with pytest.raises(ValueError, match='cannot bring anybody back') as e: recover_film(tmp_path/'out.mkv', other, tmp_path/'no.mkv')
     one_line(e.value)
     with pytest.raises(ValueError, match='no track 9'): recover_film(tmp_path/'out.mkv', shows, tmp_path/'no.mkv', tracks=[9])
@@ -380,7 +373,7 @@ def test_a_folder_of_frames_there_and_back(pair, tmp_path):
     assert all((a==recover_boxes(f, boxes.at[n], pair[1])).all() for n,(a,f) in enumerate(zip(shots(tmp_path/'back'), shots(tmp_path/'out'), strict=True), 1))
     assert all(stat.S_IMODE(p.stat().st_mode)==(0o700 if p.is_dir() else 0o600) for p in (tmp_path/'back').rglob('*'))
     with pytest.raises(ValueError, match='protected twice'): protect_film(tmp_path/'out', boxes, pair[0], tmp_path/'no')
-    other = Recovery(Negative(), '1'*32, 'w/o U', torch.device('cpu'))
+    other = net_of(Recovery, '1'*32)
     with pytest.raises(ValueError, match='cannot bring'): recover_film(tmp_path/'out', other, tmp_path/'no')
     assert not (tmp_path/'no').exists()
 
