@@ -196,7 +196,7 @@ LAMBDAS = 5., 10., 50., 100.   # beside the preset's own, which `train` has
 def tradeoff(args)->int:
     "Without upgradation, a run for each weight of the L1 losses; Upper is that of `train`."
     cfg = replace(set_up(args), seed=args.seeds[0], desensitizer=args.desensitizer[0])
-    upper = Job(f'seed{cfg.seed}-upper', replace(cfg, desensitizer='blur'), ('Upper',), args.out, args.device, args.threads)
+    upper, = jobs_of(args, cfg, [cfg.seed], (), ())
     jobs = [Job(f'seed{cfg.seed}-{cfg.desensitizer}-l1-{l:g}', replace(cfg, lambda_l1=l), ('Upper', 'w/o U'), args.out/'tradeoff', args.device, args.threads, upper) for l in LAMBDAS]
     return work_off([upper, *jobs], args.workers)
 

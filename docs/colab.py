@@ -1,7 +1,7 @@
 "Put the first cell into every lesson: install the package where it is missing, say what runs. `--check` writes nothing and exits with 1 when one is stale."
 import argparse, re, sys
 import nbformat
-from readme import ROOT, fill, settings
+from readme import fill, pages, settings
 
 START = '#| hide\ntry: import {lib_name}\n'
 CELL = START+'''except ModuleNotFoundError:   # on Colab: the release, or where there is none the source
@@ -30,7 +30,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument('--check', action='store_true', help='only compare')
     check,stale = p.parse_args().check, []
-    for path in sorted(p for p in (ROOT/'nbs').glob('*.ipynb') if p.stem!='index'):
+    for path in pages():
         nb = nbformat.read(path, as_version=4)
         cells = with_cell(nb)
         if cells==nb.cells: continue

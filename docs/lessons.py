@@ -4,7 +4,7 @@ from functools import cache
 from types import FunctionType, MethodType
 import nbformat
 from fastcore.docments import docments
-from readme import fill, settings
+from readme import fill, pages, settings
 
 CFG = settings()
 PACKAGE = CFG['lib_name']
@@ -142,15 +142,13 @@ def fold(cell, what:str, part:str='cell'):
 
 def shown(cell):
     "A code cell as the site shows it, or None."
-    directives = re.findall(r'^#\|\s*(.*?)\s*$', cell.source, flags=re.M)
+    told = {k.strip(): v.strip() for k,_,v in (d.partition(':') for d in re.findall(r'^#\|(.*)$', cell.source, flags=re.M))}   # directive -> what it says
     cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M).strip('\n')
-    if 'solution' in directives: fold(cell, 'the solution')
-    for d in directives:
-        if d.startswith('code-fold:'): fold(cell, d.split(':', 1)[1].strip(), 'input')   # say, the drawing: its picture stays
-    if 'hide' in directives and only_imports(cell.source): fold(cell, 'the imports')
-    elif 'hide' in directives or not cell.source: return
-    alt = next((d.split(':', 1)[1].strip() for d in directives if d.startswith('fig-alt:')), None)
-    if alt: cell.metadata['mystnb'] = cell.metadata.get('mystnb', {})|dict(image=dict(alt=alt))
+    if 'solution' in told: fold(cell, 'the solution')
+    if 'code-fold' in told: fold(cell, told['code-fold'], 'input')   # say, the drawing: its picture stays
+    if 'hide' in told and only_imports(cell.source): fold(cell, 'the imports')
+    elif 'hide' in told or not cell.source: return
+    if alt := told.get('fig-alt'): cell.metadata['mystnb'] = cell.metadata.get('mystnb', {})|dict(image=dict(alt=alt))
     elif any('image/png' in o.get('data', {}) for o in cell.outputs): raise ValueError(f'This cell draws a picture: describe it in a line `#| fig-alt: ...`.\n{cell.source}')
     return cell
 
@@ -168,7 +166,7 @@ def prepare(app, docname:str, source:list[str]):
     if path.suffix=='.md':
         source[0] = link(source[0])
         if docname!='reference': return
-        lessons = {module_of(nbformat.read(p, 4)): p.stem for p in sorted(path.parent.glob('[0-9b]*.ipynb'))}
+        lessons = {module_of(nbformat.read(p, 4)): p.stem for p in pages()}
         source[0] += '\n\n'+overview({m: lesson for m,lesson in lessons.items() if m})
         return
     nb = nbformat.reads(source[0], as_version=4)

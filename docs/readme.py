@@ -14,6 +14,10 @@ def settings()->dict[str,str]:
     cfg = dict(ini['DEFAULT'])
     return cfg | {'doc_url': cfg['doc_host']+cfg['doc_baseurl']}
 
+def pages()->list[Path]:
+    "All notebooks but the first page."
+    return sorted(p for p in (ROOT/'nbs').glob('*.ipynb') if p.stem!='index')
+
 def fill(text:str, cfg:dict[str,str])->str:
     "Put settings in the place of `{name}`. A name that settings.ini lacks is a mistake, so it raises."
     return re.sub(r'\{(\w+)\}', lambda m: cfg[m[1]], text)

@@ -16,7 +16,7 @@ from typing import Callable
 import numpy as np
 import torch
 from PIL import Image
-from .checks import check_number, choice, choice
+from .checks import check_number, choice
 from .data import to_float
 from .evaluation import psnr, ssim
 from .files import atomic, expand, legible, progress, strict_json

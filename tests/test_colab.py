@@ -8,10 +8,10 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'docs'))
 from colab import with_cell
-from readme import settings
+from readme import pages, settings
 
 CFG = settings()
-LESSONS = sorted(p for p in (ROOT/'nbs').glob('*.ipynb') if p.stem!='index')
+LESSONS = pages()
 SHIPPED = ['fastcore>=2', 'ipywidgets==7.7.1', 'ipython==7.34.0']   # where Colab is ahead of us, or behind
 RUN = ['02_hide', 'behind_agw', 'behind_upgradation', 'behind_widgets', 'behind_viewer']
 

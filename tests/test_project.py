@@ -1,10 +1,12 @@
 "What holds for the repository as a whole."
 import ast, json, re, subprocess, sys
-from configparser import ConfigParser
 from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/'docs'))
+from readme import settings
+
 NOTEBOOKS = sorted((ROOT/'nbs').glob('[!._]*.ipynb'))
 MODULES = sorted((ROOT/'privreid').glob('[!_]*.py'))
 each_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
@@ -95,9 +97,7 @@ def test_files_are_whole_and_json_is_strict(path):
 
 def test_requirements_are_lower_bounds():
     "An upper bound would fight with what the user has; Colab's torch must not move."
-    ini = ConfigParser(delimiters=['='])
-    ini.read(ROOT/'settings.ini', encoding='utf-8')
-    for r in ini['DEFAULT']['requirements'].split(): assert re.fullmatch(r'[\w.-]+>=\d+(\.\d+)*', r), r
+    for r in settings()['requirements'].split(): assert re.fullmatch(r'[\w.-]+>=\d+(\.\d+)*', r), r
 
 # --- where paper, authors and this package differ, the lesson says so at that spot
 
@@ -120,7 +120,6 @@ def test_a_lesson_says_where_the_authors_differ(lesson):
     for t in texts: assert t.count('**Paper / authors / here**')==len(BOX.findall(t)), t
 
 def test_every_page_behind_the_scenes_has_its_place():
-    sys.path.insert(0, str(ROOT/'docs'))
     from lessons import BEHIND
     assert sorted(f'behind_{k}' for k in BEHIND)==sorted(p.stem for p in NOTEBOOKS if p.stem.startswith('behind_'))
 
@@ -139,11 +138,9 @@ def test_an_exercise_has_its_solution(path):
     marks = [m[1] for c in code_cells(path) if (m := re.match(r'#\|\s*(exercise|solution)\b', ''.join(c['source'])))]
     assert marks[::2]==['exercise']*len(marks[::2]) and marks[1::2]==['solution']*len(marks[::2])
 
-def version()->str: return re.search(r'^version = (.+)$', (ROOT/'settings.ini').read_text(encoding='utf-8'), flags=re.M)[1]
-
 def test_the_module_is_the_command():
     said = subprocess.run([sys.executable, '-m', 'privreid', '--version'], cwd=ROOT, text=True, capture_output=True)
-    assert said.returncode==0 and version() in said.stdout
+    assert said.returncode==0 and settings()['version'] in said.stdout
 
 def test_the_citation_names_this_version():
-    assert f"version: {version()}\n" in (ROOT/'CITATION.cff').read_text(encoding='utf-8')
+    assert f"version: {settings()['version']}\n" in (ROOT/'CITATION.cff').read_text(encoding='utf-8')

@@ -12,10 +12,10 @@ pytestmark = [pytest.mark.full, pytest.mark.flaky(reruns=2)]   # a browser on a 
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'docs'))
-from readme import settings
+from readme import pages, settings
 
 CFG = settings()
-LESSONS = sorted(p.stem for p in (ROOT/'nbs').glob('*.ipynb') if p.stem!='index')
+LESSONS = [p.stem for p in pages()]
 PAGES = sorted({'index', *LESSONS, *(p.stem for p in (ROOT/'nbs').glob('[!_]*.md'))})
 each_lesson,each_page = (pytest.mark.parametrize('name', n) for n in (LESSONS, PAGES))
 
