@@ -46,6 +46,8 @@ def _coding(path:Path, how:str='read'):
     try: yield av
     except av.error.FFmpegError as e: raise ValueError(f'{legible(path)} cannot be {how} as a video ({legible(e.strerror or type(e).__name__, 80)}).') from None
 
+def _sound(stream)->str: return stream.codec_context.name if stream.codec_context else 'of a kind that FFmpeg has no decoder for'
+
 class Film:
     "A video file: its frames one after the other, 8 bits, RGB, upright."
     def __init__(self, path:Path|str):
@@ -54,7 +56,7 @@ class Film:
         with self._opened() as (source, video):
             self.rate,self.base = video.average_rate or video.guessed_rate or Fraction(25), video.time_base
             self.shape = video.codec_context.sample_aspect_ratio or Fraction(1)
-            self.sounds = [s.codec_context.name for s in source.streams.audio]
+            self.sounds = [_sound(s) for s in source.streams.audio]
             first = next((f for p in source.demux(video) for f in p.decode()), None)
             if first is None: raise ValueError(f'{legible(path)} holds no frame.')
             self.size = self._upright(first).shape[:2]
@@ -68,6 +70,7 @@ class Film:
         with _coding(self.path) as av, av.open(str(self.path), container_options=dict(protocol_whitelist='file', format_whitelist=_FORMATS)) as source:
             if not source.streams.video: raise ValueError(f'{legible(self.path)} holds no pictures that move.')
             video = source.streams.video[0]
+            if video.codec_context is None: raise ValueError(f'{legible(self.path)} cannot be read as a video (FFmpeg knows no decoder for its pictures).')
             yield source, video
 
     def _upright(self, frame)->np.ndarray: # uint8 (H,W,3)
@@ -129,7 +132,7 @@ def _pour(
         copies = {}
         for s in source.streams.audio if sound else ():
             try: copies[s.index] = target.add_stream_from_template(s)
-            except (ValueError, av.error.FFmpegError): raise ValueError(f'The sound of {legible(film.path)} ({s.codec_context.name}) does not fit into {container}: write .mkv, or leave it out.') from None
+            except (AttributeError, ValueError, av.error.FFmpegError): raise ValueError(f'The sound of {legible(film.path)} ({_sound(s)}) does not fit into {container}: write .mkv, or leave it out.') from None
         def heard(packet):
             if packet.dts is None: return
             packet.stream = copies[packet.stream.index]

@@ -308,6 +308,28 @@ def hostile(tmp_path, pair, n:int)->int:
     return refused
 
 @needs_av
+@pytest.mark.parametrize('name,codec,own,foreign', [('x.avi', 'mpeg4', b'FMP4', b'ZZZZ'), ('x.mp4', 'libx264', b'avc1', b'zzzz'), ('x.mkv', 'ffv1', b'V_FFV1', b'V_ZZZZ')])
+def test_pictures_without_a_decoder(tmp_path, pair, one_line, name, codec, own, foreign):
+    frames,boxes = scene(3)
+    path = save(tmp_path/name, frames, codec=codec, pixels='bgr0' if codec=='ffv1' else 'yuv420p')
+    assert own in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(own, foreign))
+    with pytest.raises(ValueError, match='decoder') as e: protect_film(path, boxes, pair[0], tmp_path/'no.mkv')
+    one_line(e.value, name)
+
+@needs_av
+def test_sound_without_a_decoder(tmp_path, pair, one_line):
+    frames,boxes = scene()
+    path = save(tmp_path/'in.mkv', frames, sound=True)
+    codec = Film(path).sounds[0]
+    own = next(k for k in (b'A_PCM/INT/LIT', b'A_AAC', b'A_FLAC', b'A_OPUS', b'A_MPEG/L3', b'A_AC3') if k in path.read_bytes())
+    path.write_bytes(path.read_bytes().replace(own, b'A_'+b'Z'*(len(own)-2)))
+    assert Film(path).sounds!=[codec]
+    assert 'sound was left out' in str(protect_film(path, boxes, pair[0], tmp_path/'still.mkv'))
+    with pytest.raises(ValueError, match='does not fit') as e: protect_film(path, boxes, pair[0], tmp_path/'loud.mkv', sound=True)
+    one_line(e.value, 'in.mkv')
+
+@needs_av
 def test_hostile_videos(tmp_path, pair): assert hostile(tmp_path, pair, 40)>10
 
 @needs_av

@@ -214,6 +214,7 @@ def small_run(folder):
 def hear(figure, explorer, eps):
     "Wait for the kernel's answer, then compare."
     for i,path in enumerate(explorer.moving(eps)['limits']): expect(figure.locator('.limit').nth(i)).to_have_attribute('d', path)
+    expect(figure.locator('td b')).to_have_text(list(told(explorer, eps).values()))   # a limit outside the picture does not move
     check_figure(figure, explorer, eps)
 
 @pytest.mark.full
