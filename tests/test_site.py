@@ -116,6 +116,8 @@ def faults(page, **options)->list:
     found = Axe().run(page, options=dict(resultTypes=['violations'], preload=False, **options)).response['violations']
     return [(v['id'], v['help'], [n['html'][:200] for n in v['nodes'][:3]]) for v in found if v['impact'] in ('serious', 'critical')]
 
+DARK = "document.documentElement.dataset.theme = document.documentElement.dataset.mode = 'dark'"
+
 @each_page
 def test_page(visit, name):
     page = visit(f'{name}.html')
@@ -125,13 +127,27 @@ def test_page(visit, name):
         page.evaluate('MathJax.startup.promise')
         assert page.locator('.math mjx-container').count()>=wanted and not page.locator('mjx-merror').count()
     assert page.locator('article h1').count()==1
+    page.evaluate("document.querySelectorAll('.highlight pre').forEach(code => code.textContent = code.textContent)")   # axe takes minutes for thousands of coloured words, see test_code_can_be_read
     assert not faults(page)
-    page.evaluate("document.documentElement.dataset.theme = document.documentElement.dataset.mode = 'dark'")
+    page.evaluate(DARK)
     assert not faults(page, runOnly=['color-contrast'])
     page.set_viewport_size(dict(width=390, height=844))
     page.wait_for_function('document.documentElement.scrollWidth<=390')   # once it has settled
     assert not page.problems
     page.context.close()
+
+def test_code_can_be_read(site, visit):
+    "The colours of code, by day and by night: a word of each kind that any page has."
+    kinds = {k for p in site.glob('*.html') for block in re.findall(r'<div class="highlight"><pre>.*?</pre>', p.read_text(encoding='utf-8'), flags=re.S) for k in re.findall(r'<span class="(\w+)">', block)}
+    assert len(kinds)>20
+    page = visit('index.html')
+    page.evaluate("""kinds => document.querySelector('article').innerHTML = '<div class="highlight-python"><div class="highlight"><pre>' + kinds.map(k => `<span class="${k}">word</span>`).join(' ') + '</pre></div></div>'""", sorted(kinds))
+    assert page.locator('.highlight pre span').count()==len(kinds)
+    colours = "new Set([...document.querySelectorAll('.highlight pre span')].map(s => getComputedStyle(s).color)).size"
+    for _ in ('day', 'night'):
+        assert page.evaluate(colours)>4
+        assert not faults(page, runOnly=['color-contrast'])
+        page.evaluate(DARK)
 
 def test_search(visit):
     page = visit('search.html?q=BNNeck')
