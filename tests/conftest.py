@@ -12,7 +12,10 @@ from privreid.data import SyntheticPedestrians
 
 def pytest_addoption(parser): parser.addoption('--all', action='store_true', help='run what takes long, too: tests that are marked full')
 
+LONG = 'site', 'lessons', 'notebooks', 'colab', 'resume', 'deploy', 'gpu_script'   # a file is one worker's: what takes minutes begins first, or the others wait for it in the end
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda i: LONG.index(n) if (n := i.path.stem[5:]) in LONG else len(LONG))
     if config.getoption('--all'): return
     for item in items:
         if item.get_closest_marker('full'): item.add_marker(pytest.mark.skip(reason='takes long: pytest --all runs it'))

@@ -13,7 +13,7 @@ from readme import pages, settings
 CFG = settings()
 LESSONS = pages()
 SHIPPED = ['fastcore>=2', 'ipywidgets==7.7.1', 'ipython==7.34.0']   # where Colab is ahead of us, or behind
-RUN = ['02_hide', 'behind_agw', 'behind_upgradation', 'behind_widgets', 'behind_viewer']
+RUN = ['02_hide', 'behind_widgets', 'behind_viewer']   # pictures, and both kinds of widget
 
 def sources(path:Path)->list[str]: return [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='code']
 
@@ -115,6 +115,6 @@ def test_lessons_run(colab, tmp_path):
         nb = execute(colab, Path(shutil.copy(ROOT/'nbs'/f'{name}.ipynb', alone)), PIP_FIND_LINKS=str(colab.wheel.parent))
         outputs = [o for c in nb.cells for o in c.get('outputs', [])]
         assert any('No GPU' in o.get('text', '') or ' found, ' in o.get('text', '') for o in outputs)
-        if name.startswith('10'): assert any('application/vnd.jupyter.widget-view+json' in o.get('data', {}) for o in outputs)
+        if name!='02_hide': assert any('application/vnd.jupyter.widget-view+json' in o.get('data', {}) for o in outputs)
     versions = {p['name']: p['version'] for p in json.loads(colab('pip', 'list', '--format', 'json'))}
     assert (versions[CFG['lib_name']], versions['ipywidgets'], 'nbdev' in versions)==(CFG['version'], '7.7.1', False)
