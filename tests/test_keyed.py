@@ -1,0 +1,299 @@
+"A secret beside the picture: what it costs to guess, where it is kept, and that nothing changes for who asks for none."
+import hashlib, json, os, stat
+import pytest, torch
+from accelerate import Accelerator
+from hypothesis import given, strategies as st
+from privreid.bundles import export, from_run
+from privreid.checkpoint import Checkpoint
+from privreid.codec import via_file
+from privreid.data import SyntheticPedestrians, to_float, to_uint8
+from privreid.deploy import Anonymizer, Recovery
+from privreid.desensitize import Blur
+from privreid.experiments import ARM_FOLDERS, load_arm, run_experiment
+from privreid.joint import Config, JointTraining, Supervision, Trainer, preset, read_config
+from privreid.keyed import KEYED, PAD_LEVELS, SCRYPT, TRIAL, PadReader, PadWriter, Salt, SignsReader, SignsWriter, draw_streams, generators_of, hide, new_salt, one_bit_off, unpadded, padded, read_salt, reveal, secret_for, secret_of, stream_of, streams, write_salt
+from privreid.pix2pix import PatchGAN, UNetGenerator
+
+SIZE = 64, 32
+TINY = dict(ngf=4, ndf=4, batch=8, epochs=2, milestones=(), freeze_bn=0, freeze_reid_bn=0, people=10, test_people=4)
+CHEAP = Salt('5a'*16, n=2**14)
+each_way = pytest.mark.parametrize('way', KEYED[1:])
+
+@pytest.fixture(scope='module')
+def street(): return SyntheticPedestrians(train_ids=10, test_ids=4, distractors=2, size=SIZE).load()
+
+@pytest.fixture(scope='module')
+def fitted(street): return {way: trainer(way, street).fit() for way in KEYED}
+
+def training(way, kind=JointTraining, **changes): return kind(preset('demo', keyed=way, **TINY|changes), 8, Accelerator(cpu=True))
+def trainer(way, street, *callbacks, kind=JointTraining, **changes): return Trainer(training(way, kind, **changes), street.train[torch.arange(36)], Supervision(Blur()), callbacks)
+def weights(t): return {k: v.clone() for k,v in t.nets.state_dict().items()}
+def same(a, b): return a.keys()==b.keys() and all(torch.equal(v, b[k]) for k,v in a.items())
+def pictures(n=3, seed=0): return torch.rand(n, 3, *SIZE, generator=torch.Generator().manual_seed(seed))*2-1
+def secret(i=1): return hashlib.sha256(str(i).encode()).digest()
+
+# --- off
+
+class Before(JointTraining):
+    "The step as it was before there were keys."
+    def build(self):
+        cfg = self.cfg
+        return dict(G_X=UNetGenerator(cfg.size, cfg.ngf), G_Y=UNetGenerator(cfg.size, cfg.ngf), D_Y=PatchGAN(cfg.ndf), D_X=PatchGAN(cfg.ndf))
+    def reseed(self, seed): pass
+    def step(self, x, y, labels):
+        with self.autocast(): p,r = self.generate(x)
+        return self.step_D(x, y, p, r)|self.step_G(x, y, p, r, labels)
+    def generate(self, x):
+        p = self.nets['G_X'](x)
+        return p, self.nets['G_Y'](via_file(p, self.cfg.through))
+
+def test_off_is_as_before_to_the_bit(street, fitted):
+    now,before = fitted[''], trainer('', street, kind=Before).fit()
+    assert same(weights(now), weights(before)) and now.history==before.history
+    assert all(type(now.nets[k]) is UNetGenerator for k in ('G_X', 'G_Y'))
+
+def test_off_is_the_default_and_of_older_runs():
+    assert Config().keyed=='' and preset('demo').keyed==''
+    row = {k: v for k,v in preset('demo').__dict__.items() if k!='keyed'}
+    assert read_config(row)==preset('demo')
+
+# --- the secret
+
+def test_scrypt_is_scrypt():
+    "By the standard library, written out."
+    s = new_salt()
+    assert (s.n, s.r, s.p)==tuple(SCRYPT.values()) and 128*s.n*s.r>=2**25 and len({new_salt().salt for _ in range(8)})==8
+    assert secret_of('word', CHEAP)==hashlib.scrypt(b'word', salt=bytes.fromhex('5a'*16), n=2**14, r=8, p=1, dklen=32)
+
+def test_everything_counts_for_a_secret():
+    a = secret_of('four horses', CHEAP)
+    others = [secret_of('four horsés', CHEAP), secret_of('Four horses', CHEAP), secret_of('four horses', Salt('5b'*16, n=2**14)), secret_of('four horses', Salt('5a'*16, n=2**15)), secret_of('four horses', Salt('5a'*16, n=2**14, p=2))]
+    assert a==secret_of('four horses', CHEAP) and len({a, *others})==6
+    assert secret_of('é', CHEAP)==secret_of('é', CHEAP)
+
+@pytest.mark.parametrize('wrong', [dict(n=1), dict(n=2**13), dict(n=2**19), dict(n=2**40), dict(n=2**15+1), dict(n=2.**15), dict(r=1), dict(r=2**20), dict(p=0), dict(p=5), dict(salt=''), dict(salt='zz'*16), dict(salt=None)], ids=str)
+def test_costs_are_bounded_before_anything_is_derived(wrong, monkeypatch, tmp_path, one_line):
+    monkeypatch.setattr(hashlib, 'scrypt', lambda *a, **k: pytest.fail('derived'))
+    with pytest.raises((ValueError, TypeError)) as e: Salt(**dict(salt='00'*16)|wrong)
+    one_line(e.value)
+    path = tmp_path/'salt.json'
+    path.write_text(json.dumps(dict(format=1, what='salt', salt='00'*16, n=2**15, r=8, p=1)|wrong))
+    with pytest.raises((ValueError, TypeError)) as e: secret_of('x', read_salt(path))
+    one_line(e.value, 'salt.json')
+
+def test_a_salt_stays(tmp_path, one_line):
+    path = write_salt(s := new_salt(), tmp_path/'salt.json')
+    assert read_salt(path)==s
+    with pytest.raises(FileExistsError) as e: write_salt(new_salt(), path)
+    one_line(e.value, path)
+    assert read_salt(path)==s
+    with pytest.raises(FileNotFoundError) as e: read_salt(tmp_path/'none')
+    one_line(e.value, 'none')
+    for text in ('', '[]', '{}', '{"format": 1}', path.read_text()[:-4], path.read_text().replace('"salt"', '"pepper"', 1)):
+        path.write_text(text)
+        with pytest.raises(ValueError) as e: read_salt(path)
+        one_line(e.value, 'salt.json')
+
+@pytest.mark.parametrize('phrase', ['', '  ', None, b'bytes', 7])
+def test_a_phrase_is_text(phrase, one_line):
+    with pytest.raises((ValueError, TypeError)) as e: secret_of(phrase, CHEAP)
+    one_line(e.value, 'phrase')
+
+@pytest.mark.parametrize('wrong', [b'', b'x'*31, 'x'*32, None, bytearray(32)], ids=repr)
+def test_a_secret_is_32_bytes(wrong, one_line):
+    for f in (lambda: secret_for(wrong, 'a'), lambda: stream_of(wrong, SIZE), lambda: one_bit_off(wrong, 0)):
+        with pytest.raises(TypeError) as e: f()
+        one_line(e.value, '32 bytes')
+
+@given(st.binary(min_size=32, max_size=32), st.integers(0, 255), st.text(min_size=1, max_size=20))
+def test_one_bit_is_half_of_everything(s, bit, label):
+    other = one_bit_off(s, bit)
+    assert bin(int.from_bytes(s, 'big')^int.from_bytes(other, 'big')).count('1')==1 and one_bit_off(other, bit)==s
+    for a,b in ((stream_of(s, SIZE), stream_of(other, SIZE)), (stream_of(secret_for(s, label), SIZE), stream_of(secret_for(other, label), SIZE)), (stream_of(s, SIZE), stream_of(secret_for(s, label), SIZE))):
+        share = ((a^b)[...,None]>>torch.arange(8)&1).float().mean()
+        assert .47<share<.53
+
+def test_streams_look_like_lots():
+    a = stream_of(secret(), (256, 128))
+    assert torch.equal(a, stream_of(secret(), (256, 128))) and a.shape==(3, 256, 128)
+    counts = torch.bincount(a.flatten().long(), minlength=256)
+    assert ((counts-384).float()/384**.5).square().mean()<1.5      # as chance has it
+    assert torch.equal(streams([secret(1), secret(2)], SIZE), torch.stack([stream_of(secret(1), SIZE), stream_of(secret(2), SIZE)]))
+
+# --- the generators
+
+@each_way
+@pytest.mark.parametrize('size', [(64, 32), (32, 32), (96, 64)], ids=str)
+def test_shapes_and_range(way, size):
+    torch.manual_seed(0)
+    X,Y = (net.eval() for net in generators_of(way, size, 4))
+    x = torch.rand(3, 3, *size)*2-1
+    k = draw_streams(3, size, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        p = X(x, k); r = Y(p, k)
+        assert p.shape==r.shape==x.shape and max(p.abs().max(), r.abs().max())<=1
+        assert torch.equal(X(x, k), p) and not torch.equal(X(x, k.flip(0)), p) and not torch.equal(Y(p, k.flip(0)), r)
+        assert torch.allclose(X(x[:1], k[:1]), p[:1], atol=1e-5) and torch.allclose(X(x, k[0]), X(x, k[:1].expand(3, -1, -1, -1)), atol=1e-6)
+
+@each_way
+def test_what_is_taken_is_in_no_state(way):
+    X,_ = generators_of(way, SIZE, 4)
+    plain = X.forget().state_dict().keys()
+    X.take(stream_of(secret(), SIZE))
+    assert X.state_dict().keys()==plain and not any('stream' in k for k in plain)
+    Supervision(Blur()).upgrade(X)
+    assert X.stream is not None
+    teacher = Supervision(Blur()); teacher.upgrade(X)
+    assert teacher.generator.stream is None                            # it shows what is seen without a secret
+
+@each_way
+def test_bad_streams(way, one_line):
+    X,Y = (net.eval() for net in generators_of(way, SIZE, 4))
+    x,k = pictures(), draw_streams(3, SIZE, torch.Generator())
+    for net in (X, Y):
+        for wrong,kind in ((k.float(), TypeError), (k[:,:2], TypeError), (k[...,:16], TypeError), (k[:2], ValueError), ('key', TypeError), (k[0,0], TypeError)):
+            with pytest.raises(kind) as e: net(x, wrong)
+            one_line(e.value, 'stream')
+        with pytest.raises((ValueError, TypeError)): net(x[:,:,:32], k)
+
+def test_without_a_secret_signs_write_nothing():
+    "The mean over all keys, before the tanh."
+    torch.manual_seed(0)
+    X = SignsWriter(SIZE, 4).eval()
+    x = pictures(1)
+    with torch.no_grad():
+        X.hides.weight.mul_(10); X.writes.weight.mul_(10)
+        many = X(x.expand(256, -1, -1, -1), draw_streams(256, SIZE, torch.Generator().manual_seed(0))).atanh().mean(0)
+        none = X(x).atanh()[0]
+        one = X(x, stream_of(secret(), SIZE)).atanh()[0]
+    assert (many-none).abs().mean()<.15*(one-none).abs().mean()
+
+def by_hand(base, x, u):
+    "One pixel."
+    def level(v): return int(round((v+1)*127.5))
+    return level(base)//8*8+(level(x)//32+u)%8
+
+@given(st.floats(-1, 1, width=32), st.floats(-1, 1, width=32), st.integers(0, 255))
+def test_the_pad_is_a_clock(base, x, u):
+    t = [torch.full((1, 3, 2, 2), v) for v in (base, x)]
+    k = torch.full((1, 3, 2, 2), u, dtype=torch.uint8)
+    p = padded(*t, k)
+    level = to_uint8(p)
+    assert torch.equal(to_float(level), p) and level.unique().tolist() in ([by_hand(base, x, u)], [by_hand(round(base, 6), round(x, 6), u)])
+    assert ((unpadded(p, k)-t[1]).abs()*127.5).max()<16.1
+
+def test_a_pad_shows_nothing_of_what_is_hidden():
+    "Whatever is hidden, all letters are equally often there: black, white and noise alike."
+    base = pictures(1)
+    for x in (base*0-1, base*0+1, pictures(1, 3)):
+        k = draw_streams(64, SIZE, torch.Generator().manual_seed(4))
+        c = to_uint8(padded(base.expand(64, -1, -1, -1), x.expand(64, -1, -1, -1), k)).long()%PAD_LEVELS
+        counts = torch.bincount(c.flatten(), minlength=PAD_LEVELS).float()
+        assert ((counts-counts.mean()).square()/counts.mean()).sum()<30        # chi square, 7 degrees of freedom
+    assert torch.equal(to_uint8(padded(base, x, k[:1]))//8, to_uint8(padded(base, base*0, k[1:2]))//8)   # the upper bits know neither
+
+def test_pads_open_only_with_their_own_secret():
+    x = to_float(to_uint8(pictures()))
+    X,Y = (net.eval() for net in generators_of('pad', SIZE, 4))
+    names = ['a', 'b', 'c']
+    p = hide(X, x, secret(), names)
+    def off(s, names=names): return (reveal(Y, p, s, names).float()-to_uint8(x).float()).abs().mean()
+    right = off(secret())
+    assert right<12 and all(off(s)>5*right for s in (secret(2), *(one_bit_off(secret(), i) for i in range(0, 256, 51)))) and off(secret(), ['b', 'a', 'c'])>3*right
+
+@pytest.mark.parametrize('labels,word', [(['a', 'a', 'b'], 'different'), (['a'], 'labels'), ([], 'labels'), (['a', 'b', ''], 'label')], ids=str)
+def test_no_two_pictures_under_one_label(labels, word, one_line):
+    X,_ = generators_of('pad', SIZE, 4)
+    with pytest.raises(ValueError) as e: hide(X.eval(), pictures(), secret(), labels)
+    one_line(e.value, word)
+
+def test_who_hides_with_what_everybody_knows(one_line):
+    X,_ = generators_of('pad', SIZE, 4)
+    with pytest.raises(ValueError) as e: hide(X.eval(), pictures(), TRIAL, ['a', 'b', 'c'])
+    one_line(e.value, 'trial')
+    with pytest.raises(TypeError) as e: hide(UNetGenerator(SIZE, 4).eval(), pictures(), secret(), ['a', 'b', 'c'])
+    one_line(e.value, 'UNetGenerator')
+
+# --- the training
+
+@each_way
+def test_each_network_learns_and_twice_is_the_same(way, street, fitted):
+    a = trainer(way, street)
+    first = weights(a)
+    a.fit()
+    assert same(weights(a), weights(fitted[way])) and a.history==fitted[way].history
+    for k,v in a.nets.named_parameters():
+        if k.split('.')[0] in ('G_X', 'G_Y'): assert not torch.equal(v, first[k]), k
+    assert ('l1_wrong' in a.history[0])==(way=='signs')
+
+def test_a_pad_lets_no_loss_of_recovery_reach_G_X(street):
+    t = training('pad'); t.nets.train()
+    x = to_float(street.train.images[:8]); labels = street.train.labels()[:8]*0+torch.arange(8)//4
+    p,r = t.generate(x, *t.draw(8))
+    losses = t.losses_G(x, Blur()(x), p, r, labels)
+    X = list(t.nets['G_X'].parameters())
+    for k in ('l1_rec', 'adv_rec'): assert all(g is None for g in torch.autograd.grad(losses[k], X, retain_graph=True, allow_unused=True)), k
+    for k in ('l1_ano', 'adv_ano', 'reid_protected'): assert any(g is not None and g.abs().sum()>0 for g in torch.autograd.grad(losses[k], X, retain_graph=True, allow_unused=True)), k
+
+def test_each_picture_has_a_stream_of_its_own():
+    t = training('signs'); t.reseed(3)
+    a = t.draw(8)
+    assert a.shape==(2, 8, 3, *SIZE) and a.dtype==torch.uint8 and len(a.flatten(0, 1).flatten(1).unique(dim=0))==16
+    assert not torch.equal(a, t.draw(8))
+    t.reseed(3)
+    assert torch.equal(a, t.draw(8)) and training('').draw(8)==()
+
+@each_way
+def test_resumed_is_uninterrupted(way, street, fitted, tmp_path):
+    class Enough(Exception): pass
+    class Stop(Checkpoint):
+        def after_epoch(self, t):
+            super().after_epoch(t)
+            raise Enough
+    with pytest.raises(Enough): trainer(way, street, Stop(tmp_path)).fit()
+    again = trainer(way, street)
+    Checkpoint(tmp_path).load(again)
+    assert again.epoch==1
+    again.fit()
+    assert same(weights(again), weights(fitted[way]))
+
+def test_a_pad_does_not_go_through_jpeg(one_line):
+    with pytest.raises(ValueError) as e: preset('demo', keyed='pad', through='jpeg')
+    one_line(e.value, 'JPEG')
+    with pytest.raises(ValueError) as e: preset('demo', keyed='yes')
+    one_line(e.value, 'keyed')
+
+# --- the files
+
+some_ways = pytest.mark.parametrize('way', ['pad', pytest.param('signs', marks=pytest.mark.full)])
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    "The folder of a run of each way, one epoch of one arm; trained when it is asked for."
+    class Runs(dict):
+        def __missing__(self, way):
+            self[way] = tmp_path_factory.mktemp(way)/'run'
+            run_experiment(preset('demo', **TINY|dict(keyed=way, epochs=1, validate_every=1)), self[way], 'w/o U', device='cpu')
+            return self[way]
+    return Runs()
+
+@some_ways
+def test_a_run_is_read_again_and_holds_no_secret(runs, way):
+    folder = runs[way]
+    arm = load_arm(folder, 'w/o U')
+    kinds = dict(signs=(SignsWriter, SignsReader), pad=(PadWriter, PadReader))[way]
+    assert (type(arm.anonymizer), type(arm.recovery))==kinds and torch.equal(arm.anonymizer.stream[0], stream_of(TRIAL, SIZE))
+    mine = secret_of('not to be found', CHEAP)
+    hide(arm.anonymizer, pictures(), mine, ['a', 'b', 'c'])
+    needles = [mine, mine.hex().encode(), stream_of(TRIAL, SIZE).numpy().tobytes()[:64], b'not to be found']
+    files = [f for f in folder.rglob('*') if f.is_file()]
+    assert files and not any(n in f.read_bytes() for f in files for n in needles)
+    at = folder/ARM_FOLDERS['w/o U']
+    if os.name=='posix': assert stat.S_IMODE((at/'recovery.safetensors').stat().st_mode)==0o600
+
+@some_ways
+@pytest.mark.parametrize('use', [lambda r,t: export(r, 'protect', t), lambda r,t: export(r, 'recover', t), lambda r,t: Anonymizer.load(r), lambda r,t: Recovery.load(r), lambda r,t: from_run(r, 'reid')], ids=['protect', 'recover', 'Anonymizer', 'Recovery', 'reid'])
+def test_bundles_and_folders_say_that_they_know_no_secret(runs, way, use, tmp_path, one_line):
+    with pytest.raises(ValueError) as e: use(runs[way], tmp_path/'out')
+    one_line(e.value, 'keyed', way)
+    assert not (tmp_path/'out').exists() or not list((tmp_path/'out').iterdir())
