@@ -4,7 +4,7 @@
     python benchmarks/fuzz.py --inputs 200 --kind images manifest --dry-run        # prints it only
     python benchmarks/fuzz.py --kind images --first 17 --inputs 1 --dry-run --traceback  # one input again
 
-An input is a function of seed, kind and number (`fuzz_files.py` and `fuzz_calls.py` draw them), so each can be had again. It is tried
+An input is a function of seed, kind and number (`fuzz_files.py`, `fuzz_calls.py` and `fuzz_use.py` draw them), so each can be had again. It is tried
 in a child process, which may take no more memory, time and disk than the limits below: an input that kills the child is a fault like
 others, and the next child goes on behind it. A fault is
 - an exception that is no refusal: of another type than `REFUSALS`, raised by a library and not by the package, in more than one line,
@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 import torch
-import fuzz_calls, fuzz_files, privreid
+import fuzz_calls, fuzz_files, fuzz_use, privreid
 from common import peak_memory, publish
 from fuzz_files import Case
 
 # of one input: MB beyond what was there, MB of a file, seconds of a processor, seconds until the child is given up
 MEMORY,DISK,SECONDS,PATIENCE = 400, 64, 10, 120
-KINDS = fuzz_files.KINDS|fuzz_calls.KINDS
+KINDS = fuzz_files.KINDS|fuzz_calls.KINDS|fuzz_use.KINDS
 REFUSALS = ValueError, TypeError, OSError, FloatingPointError, IndexError   # the last is what `split[92]` has to say, or a loop over it would not end
 LONGEST = 400   # characters of a message, the path of the input's folder not counted
 

@@ -1,5 +1,5 @@
 "A folder goes in, a folder comes out: whole, in its place, with nothing that does not belong there, whatever happens in between."
-import importlib.util, io, json, os, random, re, shutil, signal, stat, subprocess, sys, time
+import importlib.util, io, json, os, random, re, shutil, signal, stat, subprocess, time
 from pathlib import Path
 import numpy as np
 import pytest, torch
@@ -334,15 +334,6 @@ def test_an_outsider_is_asked_where_people_are_known(run, tmp_path):
 
 # --- killed, and going on
 
-CHILD = '''
-import sys
-from privreid.deploy import protect_folder
-print('ready', flush=True)
-done = protect_folder(*sys.argv[1:4], batch=2, device='cpu')
-print('done', done.pictures, flush=True)
-'''
-def child(*words): return subprocess.Popen([sys.executable, '-c', CHILD, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ|dict(OMP_NUM_THREADS='1', PYTHONPATH=str(Path(__file__).parent.parent)))
-
 @pytest.mark.parametrize('where', ['_note', 'put', 'finish'])
 @pytest.mark.parametrize('when', [1, 4])
 def test_stopped_at_a_step(run, tmp_path, monkeypatch, where, when):
@@ -369,23 +360,92 @@ def test_two_at_once(run, tmp_path):
     with filled(tmp_path/'out', src, dict(what='protect')):
         with pytest.raises(BlockingIOError, match='in use'): protect_folder(src, run, tmp_path/'out', device='cpu')
 
+def forked(act)->int: # process id
+    "A child that has everything imported already, does one thing, and says whether it has ended well."
+    if pid := os.fork(): return pid
+    try:
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2): os.dup2(devnull, stream)
+        act()
+    except BaseException: os._exit(1)
+    os._exit(0)
+
+KILLS = 50
 @pytest.mark.full
-@pytest.mark.skipif(os.name!='posix', reason='signals')
-def test_killed_three_dozen_times(run, tmp_path):
-    src = photos(tmp_path/'src', 60, sizes=((300,200), (90,50), (20,10), (400,300)))
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='kills children that were forked')
+def test_killed_fifty_times(run, tmp_path):
+    "At random moments of the whole command, from reading the network to the last line."
+    torch.set_num_threads(1)   # a pool of threads does not survive a fork
+    src,out,dice = photos(tmp_path/'src', 24, sizes=((120,80), (90,50), (20,10), (64,32))), tmp_path/'out', random.Random(0)
+    def act(folder=out): protect_folder(src, run, folder, batch=2, device='cpu')
+    def took(folder):
+        start,pid = time.monotonic(), forked(lambda: act(folder))
+        assert os.waitpid(pid, 0)[1]==0
+        return time.monotonic()-start
+    whole = min(took(tmp_path/'whole'), took(tmp_path/'whole too'))
+    kills,begun,partly,went = 0, 0, 0, 0
+    while kills<KILLS and begun<3*KILLS:
+        begun += 1
+        pid = forked(act)
+        time.sleep(dice.uniform(0, 1.1*whole))
+        if os.waitpid(pid, os.WNOHANG)==(0, 0):
+            os.kill(pid, signal.SIGKILL)
+            kills += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+        there = len(list(out.rglob('*.png')))
+        partly += 0<there<24
+        if (out/RECORD).is_file(): went += 1; assert tree(out)==tree(tmp_path/'whole')
+        if there==24 or begun%4==0: shutil.rmtree(out, ignore_errors=True)   # from the beginning again
+    assert kills==KILLS and partly>=5, (kills, begun, partly, went)
+    act()
+    assert tree(out)==tree(tmp_path/'whole') and not list(tmp_path.rglob('*.tmp'))
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='two processes')
+def test_two_processes_on_one_folder(run, tmp_path):
+    "One is let in, the other gets one line; what comes out is whole, whoever was first."
+    torch.set_num_threads(1)
+    src = photos(tmp_path/'src')
     protect_folder(src, run, tmp_path/'whole', batch=2, device='cpu')
-    dice,out,kills = random.Random(0), tmp_path/'out', 0
-    for i in range(36):
-        p = child(src, run, out)
-        assert p.stdout.readline()=='ready\n'
-        time.sleep(dice.uniform(0, 1.2))
-        p.send_signal(signal.SIGKILL if i%3 else signal.SIGINT)
-        p.communicate()
-        kills += p.returncode!=0
-        if i%6==5 and i<30: shutil.rmtree(out, ignore_errors=True)   # from the beginning again
-    p = child(src, run, out)
-    assert 'done 60' in p.communicate()[0] and kills>=12
-    assert tree(out)==tree(tmp_path/'whole')
+    def act():
+        while True:
+            try: return protect_folder(src, run, tmp_path/'out', batch=2, device='cpu')
+            except BlockingIOError as e:
+                if 'in use' not in str(e): raise
+                (tmp_path/'blocked').touch(); time.sleep(.01)
+    children = [forked(act) for _ in range(3)]
+    assert [os.waitpid(c, 0)[1] for c in children]==[0, 0, 0]
+    assert tree(tmp_path/'out')==tree(tmp_path/'whole')
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='the limit holds for a process')
+def test_files_that_may_not_grow(run, tmp_path):
+    "The system itself says no in the middle of a file: nothing half-written keeps a name, and the same command goes on."
+    import resource
+    torch.set_num_threads(1)
+    src,how = photos(tmp_path/'src', sizes=((64,32), (600,400))), dict(device='cpu', batch=1, format='jpeg', quality=100)   # every second one is too large
+    protect_folder(src, run, tmp_path/'whole', **how)
+    _,_,small,large,*_ = sorted(p.stat().st_size for p in (tmp_path/'whole').rglob('*.jpg'))
+    limit = (small+large)//2
+    assert small<limit<large and limit>3000
+    def act():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try: protect_folder(src, run, tmp_path/'out', **how)
+        except OSError as e: assert 'cannot be written (File too large)' in str(e); os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(forked(act), 0)[1])==7
+    whole = tree(tmp_path/'whole')
+    assert not (tmp_path/'out'/RECORD).exists() and all(whole[p.relative_to(tmp_path/'out').as_posix()]==p.read_bytes() for p in (tmp_path/'out').rglob('*.jpg'))
+    protect_folder(src, run, tmp_path/'out', **how)
+    assert tree(tmp_path/'out')==whole
+
+def test_a_folder_that_says_no(run, tmp_path, monkeypatch, one_line):
+    "As a read-only disk does, also to root."
+    mkdir = Path.mkdir
+    def no(self, *args, **kwargs):
+        if self.name=='.privreid': raise OSError(30, 'Read-only file system')
+        return mkdir(self, *args, **kwargs)
+    monkeypatch.setattr(Path, 'mkdir', no)
+    with pytest.raises(OSError) as e: protect_folder(photos(tmp_path/'src'), run, tmp_path/'out', device='cpu')
+    one_line(e.value, 'Read-only file system', tmp_path/'out')
+    assert not list((tmp_path/'out').iterdir())
 
 @pytest.mark.skipif(os.name!='posix' or os.geteuid()==0, reason='root may write everywhere')
 def test_a_folder_that_cannot_be_written(run, tmp_path, one_line):

@@ -10,7 +10,7 @@ from privreid.deploy import Anonymizer
 from privreid.outlet import encoded
 from privreid.video import protect_film, read_frames
 from privreid import exact, locks
-from privreid.exact import EXACT_MAGIC, ExactKey, Sidecar, crops_of, grant, log_of, new_master, open_film, parts_of, read_exact, read_log, seal_film, sidecar_of
+from privreid.exact import EXACT_MAGIC, ExactKey, Sidecar, crops_of, grant, log_of, new_master, open_film, parts_of, protect_exact, read_exact, read_log, seal_film, sidecar_of
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec('cryptography'), reason="encrypts: pip install 'privreid[keys]'")
 needs_av = pytest.mark.skipif(not importlib.util.find_spec('av'), reason="reads videos: pip install 'privreid[video]'")
@@ -353,3 +353,51 @@ def test_a_key_lies_apart_from_the_film(tmp_path, one_line):
     for to in (out/'KEY', sidecar_of(out)):
         with pytest.raises(ValueError, match='apart from the film'): grant(sidecar_of(out), tmp_path/'M', [1], to)
     assert not (out/'KEY').exists()
+
+# --- what is broken, and crowds
+
+def test_a_broken_frame_leaves_the_others_locked_up(tmp_path):
+    frames,at = painted_film(6, SIZE, height=32)
+    folder_of(tmp_path/'in', frames)
+    good = (tmp_path/'in'/'000003.png').read_bytes()
+    (tmp_path/'in'/'000003.png').write_bytes(good[:200])
+    def go(): return protect_exact(tmp_path/'in', at, HIDES, tmp_path/'out', tmp_path/'keys'/'MASTER')
+    done = go()
+    assert list(done.failed)==['000003.png'] and 'Locked up' in str(done)
+    assert Sidecar(sidecar_of(tmp_path/'out')).facts['frames']==sum(bool(len(at.at[n])) for n in (1, 2, 4, 5, 6))
+    open_film(tmp_path/'out', tmp_path/'keys'/'MASTER', tmp_path/'back')
+    back = dict(read_frames(tmp_path/'back'))
+    assert set(back)=={1, 2, 4, 5, 6} and all((im==frames[n-1]).all() for n,im in back.items())
+    assert list(go().failed)==['000003.png']   # once more: nothing has changed
+    (tmp_path/'in'/'000003.png').write_bytes(good)
+    assert not go().failed
+    open_film(tmp_path/'out', tmp_path/'keys'/'MASTER', tmp_path/'all')
+    assert all((a==b).all() for a,b in zip(shots(tmp_path/'all'), frames, strict=True))
+
+def crowd(n, size, seed=0, side=12):
+    dice = random.Random(seed)
+    return [[x := dice.randrange(size[1]-side), y := dice.randrange(size[0]-side), x+side, y+side, k] for k in range(n)]
+
+def test_a_crowd_takes_no_more_memory_than_its_frame(tmp_path):
+    import tracemalloc
+    size = 400, 600
+    frame = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    folder_of(tmp_path/'in', [frame])
+    boxes = boxes_of([crowd(600, size)])
+    protect_film(tmp_path/'in', boxes, HIDES, tmp_path/'out')
+    master = new_master(tmp_path/'keys'/'MASTER')
+    tracemalloc.start()
+    try:
+        seal_film(tmp_path/'in', tmp_path/'out', master)
+        open_film(tmp_path/'out', master, tmp_path/'back')
+        peak = tracemalloc.get_traced_memory()[1]
+    finally: tracemalloc.stop()
+    assert (shots(tmp_path/'back')[0]==frame).all()
+    assert peak<30*frame.nbytes, f'{peak/1e6:.0f} MB'   # 600 parts and more, each as large as the frame, would be 430 MB
+
+def test_too_great_a_crowd_is_refused_before_anything_is_written(tmp_path, monkeypatch, one_line):
+    monkeypatch.setattr(exact, 'MOST_PARTS', 100)
+    folder_of(tmp_path/'in', [np.zeros((200, 200, 3), np.uint8)])
+    with pytest.raises(ValueError) as e: protect_exact(tmp_path/'in', boxes_of([crowd(150, (200, 200), side=40)]), HIDES, tmp_path/'out', tmp_path/'keys'/'MASTER')
+    one_line(e.value, 'too many', '100')
+    assert not (tmp_path/'out').exists() and not sidecar_of(tmp_path/'out').exists()

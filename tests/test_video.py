@@ -498,3 +498,23 @@ def test_boxes_without_end_are_refused(monkeypatch, one_line):
     monkeypatch.setattr('privreid.video.MOST', 10)
     with pytest.raises(ValueError) as e: _agreed({1: [[0, 0, 4, 4, 1]], 20: [[0, 0, 4, 4, 1]]}, range(1, 21), 'refuse', 30)
     one_line(e.value, '10')
+
+@needs_av
+@pytest.mark.parametrize('ending, codec, pixels', [('.mkv', 'ffv1', 'bgr0'), ('.mp4', 'libx264rgb', 'rgb24')])
+def test_frames_that_are_too_large_are_not_even_decoded(tmp_path, monkeypatch, one_line, ending, codec, pixels):
+    source = save(tmp_path/f'in{ending}', scene(3)[0], codec=codec, pixels=pixels)
+    Film(source)
+    monkeypatch.setattr(video, 'PIXELS', 60*90-1)
+    monkeypatch.setattr(Film, '_upright', lambda *_: pytest.fail('it was decoded'))
+    with pytest.raises(ValueError) as e: Film(source)
+    one_line(e.value, source, '90 x 60')
+
+@needs_av
+def test_a_film_that_is_larger_than_it_says_is_not_decoded(tmp_path, monkeypatch, one_line):
+    "What stands in the file's head is not believed: the decoder has the limit, too."
+    source = save(tmp_path/'in.mp4', scene(3)[0], codec='libx264rgb', pixels='rgb24')
+    monkeypatch.setattr(video, 'PIXELS', 2000)
+    monkeypatch.setattr(Film, '_fits', lambda *_: None)
+    monkeypatch.setattr(Film, '_upright', lambda *_: pytest.fail('it was decoded'))
+    with pytest.raises(ValueError) as e: Film(source)
+    one_line(e.value, source)
