@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['GROUPS', 'KEY', 'ANSWERS', 'same_person_pairs', 'count_pairs', 'check_pairs', 'sample_pairs', 'draw_key',
            'pair_images', 'write_group', 'write_sheets', 'wilson', 'read_rows', 'read_answers', 'read_key',
-           'score_answers', 'feature_distance', 'best_threshold', 'machine_rater']
+           'score_answers', 'clustered', 'read_votes', 'score_votes', 'power_of', 'pairs_needed', 'power_words',
+           'feature_distance', 'best_threshold', 'machine_rater']
 
 # %% ../nbs/behind_verification.ipynb #aba5bf4b
 import itertools
@@ -72,14 +73,16 @@ def draw_key(
     pairs:int=100, # in each group
     raters:int=10,
     seed:int=0,
+    groups:tuple[int,...]=(), # numbers of those that are asked about; default: all
 )->pd.DataFrame:   # one row a pair
     "Draw the pairs of all groups and deal them to raters."
     check_pairs(pairs)
     check_number(raters, 'the number of raters', least=1, whole=True)
-    rng,drawn,parts = np.random.default_rng((seed, 10)), sample_pairs(split, len(GROUPS)*pairs, seed), []
-    for i,group in enumerate(GROUPS):
-        part = drawn[i*pairs:(i+1)*pairs].assign(rater=np.arange(pairs)//2%raters+1)
-        part = part.iloc[rng.permutation(pairs)].assign(group=i+1, pair=np.arange(pairs)+1)
+    numbers = sorted({check_number(g, 'a group', least=1, most=len(GROUPS), whole=True) for g in groups}) or range(1, len(GROUPS)+1)
+    rng,drawn,parts = np.random.default_rng((seed, 10)), sample_pairs(split, len(numbers)*pairs, seed), []
+    for i,number in enumerate(numbers):
+        group,part = GROUPS[number-1], drawn[i*pairs:(i+1)*pairs].assign(rater=np.arange(pairs)//2%raters+1)
+        part = part.iloc[rng.permutation(pairs)].assign(group=number, pair=np.arange(pairs)+1)
         parts.append(part.assign(**dict(zip(('desensitizer', 'arm', 'setting'), group))))
     return pd.concat(parts)[[*KEY]].reset_index(drop=True)
 
@@ -127,10 +130,12 @@ def wilson(right:int, n:int, z:float=1.959964)->tuple[float,float]: # 0..1
     "Wilson's interval for the rate behind `right` of `n`; 95 % by default."
     check_number(n, 'the number of answers', least=0, whole=True)
     check_number(right, 'the number of right answers', least=0, most=n, whole=True)
-    if not n: return float('nan'), float('nan')
-    p,d = right/n, 1+z*z/n
+    return _wilson(right/n, n, z) if n else (float('nan'), float('nan'))
+
+def _wilson(p:float, n:float, z:float)->tuple[float,float]: # `n` need not be whole
+    d = 1+z*z/n
     half = z*(p*(1-p)/n+z*z/(4*n*n))**.5
-    return (p+z*z/(2*n)-half)/d, (p+z*z/(2*n)+half)/d
+    return max(0., (p+z*z/(2*n)-half)/d), min(1., (p+z*z/(2*n)+half)/d)
 
 # %% ../nbs/behind_verification.ipynb #4cec8a94
 ANSWERS = 'same', 'different'
@@ -184,6 +189,99 @@ def score_answers(
         low,high = wilson(right, n)
         rows[g] = dict(right=right, n=n, unanswered=len(part)-n, accuracy=right/n if n else np.nan, low=low, high=high)
     return pd.DataFrame(rows).T.astype(dict(right=int, n=int, unanswered=int))
+
+# %% ../nbs/behind_verification.ipynb #ver-votes-code
+def _variance(e:np.ndarray, who:np.ndarray)->float: # of the mean of `e`, by clusters
+    sums = np.bincount(np.unique(who, return_inverse=True)[1], e)
+    return len(sums)/(len(sums)-1)*(sums**2).sum()/len(e)**2 if len(sums)>1 else 0.
+
+def clustered(
+    right:np.ndarray, # (n,) was the answer right?
+    raters:np.ndarray,# (n,) who gave it
+    pairs:np.ndarray, # (n,) about what
+)->tuple[float,float]:# 0..1
+    "Wilson's interval, as wide as answers of one rater, and about one pair, are alike; of one rater alone, it speaks of no other."
+    from scipy.special import stdtrit   # here, because it takes a while to import
+    right,n = np.asarray(right, float), len(right)
+    if not n: return float('nan'), float('nan')
+    p,people = right.mean(), len(np.unique(raters))
+    of_raters,of_pairs,of_answers = (_variance(right-p, who) for who in (raters, pairs, np.arange(n)))
+    variance = max(of_raters+of_pairs-of_answers, of_raters, of_pairs, p*(1-p)/n)
+    return _wilson(p, p*(1-p)/variance if variance else n, stdtrit(people-1, .975) if people>1 else 1.959964)
+
+def read_votes(folder:Path)->pd.DataFrame: # group, pair, rater, answer, sheet
+    "Read all sheets of a folder where several raters may have answered the same pair."
+    paths = sorted(folder.glob('sheet-*.csv'))
+    if not paths: raise FileNotFoundError(f'{legible(folder)} holds no sheet-*.csv: there are no answers to score.')
+    votes = pd.concat([read_rows(path, 'group', 'pair', 'rater', 'answer').assign(sheet=str(path)) for path in paths], ignore_index=True)
+    twice = votes[votes.duplicated(['group', 'pair', 'rater'], keep=False)]
+    if len(twice):
+        row,sheets = twice.iloc[0], ', '.join(legible(Path(s).name) for s in twice.sheet.unique())
+        raise ValueError(f'{legible(folder)}: rater {row.rater} answers pair {row.pair} of group {row.group} twice ({sheets}): keep one sheet of each rater.')
+    return votes.assign(answer=votes.answer.str.lower())
+
+def score_votes(
+    votes:pd.DataFrame, # from `read_votes`
+    key:pd.DataFrame,   # from `draw_key` or `read_key`; a row for each pair and rater
+)->pd.DataFrame:        # index: group
+    "Share of right answers by group, with an interval clustered by rater and pair."
+    both = key.merge(votes, on=['group', 'pair', 'rater'], how='outer').fillna(dict(answer=''))
+    lost = both[both.same.isna()]
+    if len(lost):
+        row = lost.iloc[0]
+        where = f'{legible(row.sheet)}: ' if 'sheet' in row else ''
+        raise ValueError(f'{where}rater {row.rater} answers pair {row.pair} of group {row.group}, and was not asked about it: these are answers of another study.')
+    both['right'] = both.answer==np.where(both.same.astype(bool), *ANSWERS)
+    rows = {}
+    for g,part in both.groupby('group'):
+        told = part[part.answer!='']
+        n,right = len(told), int(told.right.sum())
+        low,high = clustered(told.right.values, told.rater.values, told.pair.values)
+        rows[g] = dict(right=right, n=n, unanswered=len(part)-n, raters=told.rater.nunique(), accuracy=right/n if n else np.nan, low=low, high=high)
+    return pd.DataFrame(rows).T.astype(dict(right=int, n=int, unanswered=int, raters=int))
+
+# %% ../nbs/behind_verification.ipynb #ver-power-code
+def power_of(
+    pairs:int,        # answered in each of the two groups
+    low:float=.7, high:float=.8, # the shares of right answers that are to be told apart
+    raters:int=0,     # who share the pairs; 0: as if each answer came from somebody else
+    alike:float=0.,   # correlation of the answers of one rater
+    alpha:float=.05,  # how often two groups that do not differ may seem to
+)->float:             # 0..1
+    "How probably a difference between two groups is found."
+    from scipy.special import ndtr, ndtri
+    for name,share in dict(low=low, high=high).items(): check_number(share, name, above=0, most=1-1e-9)
+    if not low<high: raise ValueError(f'Two shares are told apart, a lower and a higher one, not {low:g} and {high:g}.')
+    check_number(pairs, 'the number of pairs', least=1); check_number(raters, 'the number of raters', least=0, whole=True)
+    check_number(alike, 'alike', least=0, most=1); check_number(alpha, 'alpha', above=0, most=.5)
+    n,middle = pairs/max(1, 1+(pairs/raters-1)*alike if raters else 1), (low+high)/2
+    return float(ndtr(((high-low)*n**.5-ndtri(1-alpha/2)*(2*middle*(1-middle))**.5)/(low*(1-low)+high*(1-high))**.5))
+
+def pairs_needed(
+    low:float=.7, high:float=.8, # the shares of right answers that are to be told apart
+    power:float=.8,   # how probably
+    raters:int=0,     # who share the pairs; 0: as if each answer came from somebody else
+    alike:float=0.,   # correlation of the answers of one rater
+    alpha:float=.05,
+)->int:               # in each group; an even number
+    "How many pairs each of two groups needs."
+    check_number(power, 'power', above=0, most=.9999)
+    def enough(n): return power_of(n, low, high, raters, alike, alpha)>=power
+    most = 2
+    while not enough(most):
+        most *= 2
+        if most>2**30: raise ValueError(f'No number of pairs tells {low:.0%} from {high:.0%} with {raters} raters whose answers are so alike ({alike:g}): ask more raters.')
+    least = most//2   # between them lies the answer
+    while most-least>1: least,most = (least, m) if enough(m := (least+most)//2) else (m, most)
+    return most+most%2
+
+def power_words(pairs:int, raters:int, low:float=.7, high:float=.8, alike:float=.05)->str:
+    "What a study of this size can tell, in two sentences."
+    def with_raters():
+        try: return f'{pairs_needed(low, high, .8, raters, alike)} pairs'
+        except ValueError: return 'no number of pairs is enough, and more raters are needed'
+    return (f'{pairs} pairs in each group tell {low:.0%} from {high:.0%} right answers with probability {power_of(pairs, low, high):.0%}; for 80 % it takes {pairs_needed(low, high)} pairs in each group. '
+            f'That holds where all answers are independent; where those of one rater are alike (correlation {alike:g}), with {raters} rater{"s"*(raters>1)} it is {power_of(pairs, low, high, raters, alike):.0%}, and for 80 %: {with_raters()}.')
 
 # %% ../nbs/behind_verification.ipynb #be43e33a
 def feature_distance(

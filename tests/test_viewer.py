@@ -13,7 +13,7 @@ from privreid.experiments import Arm, save_arm
 from privreid.folder import look_of, write_json
 from privreid.joint import preset
 from privreid.pix2pix import UNetGenerator
-from privreid.viewer import ArmResults, Panel, Viewer, view
+from privreid.viewer import ArmResults, Panel, Viewer, rank, view
 from test_widgets import rewrite, sentence
 def fake(q, n, seed=0, size=(32,16)):
     "Results of random features and pictures, with junk, distractors and queries that nobody can find."
@@ -211,3 +211,33 @@ def test_an_arm_goes_by_its_folder_too(market_run):
     v.choose(arm='base'); assert v.arm=='Base'
     with pytest.raises(ValueError, match="'w/ V'"): v.choose(arm='w/ V')
     assert v.arm=='Base'
+
+# ---- own features
+
+def test_own_features_are_ranked_as_in_a_run():
+    r,_ = fake(6, 30)
+    q,g = r.features['raw']
+    own = rank(q, g, (r.query, r.gallery))
+    for i in range(6): assert [(m.index, m.right) for m in own.results.ranking('own-own', i)]==[(m.index, m.right) for m in r.ranking('raw-raw', i)]
+    own.choose(order='false first match')
+    assert own.queries==r.failures('raw-raw') and own.to_html().count('<figure')==1
+
+def test_bare_pictures_are_marked_neither_right_nor_wrong():
+    r,_ = fake(5, 12)
+    q,g = r.features['raw']
+    own = rank(q, g, (r.query.images, r.gallery.images), 'mine')
+    assert [m.index for m in own.results.ranking('own-own', 2, 12)]==torch.cdist(q, g)[2].argsort(stable=True).tolist()   # nothing is left out
+    page = own.to_html()
+    assert '✓' not in page and '✕' not in page and 'camera' not in page and 'query 0 of 5' in page
+    panel = Panel(own)
+    panel.choices['order'].value = 'false first match'
+    assert 'not known' in panel.message.value and own.order=='all queries'
+
+@pytest.mark.parametrize('wrong, named', [
+    (lambda q, g, s: (q[:, :2], g, s), '(Q,F)'), (lambda q, g, s: (q, g, s.images.float()), 'tensor of bytes'), (lambda q, g, s: (q/0, g, s), 'finite'),
+    (lambda q, g, s: (q[:2], g, s), '2 features'), (lambda q, g, s: (q, g, (s, s, s)), '3'), (lambda q, g, s: (q[:0], g, s), '(Q,F)'),
+], ids=['width', 'floats', 'nan', 'number', 'three', 'none'])
+def test_features_that_cannot_be_ranked(one_line, wrong, named):
+    r,_ = fake(8, 8)
+    with pytest.raises((ValueError, TypeError)) as e: rank(*wrong(*r.features['raw'], r.gallery))
+    one_line(e.value, named)

@@ -158,3 +158,19 @@ def test_an_epsilon_is_the_distance_from_the_level():
     def heights(path): return [float(y) for y in re.findall(r'(?:M\d+ |V)([\d.]+)', path)]
     assert all(a<b for limit,level in zip(demo.moving(Epsilons())['limits'][1:], privacy) for a,b in zip(heights(limit), heights(level)))   # higher up on the page
     assert demo.svg(demo.eps).count('class="level"')==3
+
+def test_limits_beyond_a_panel_are_marked():
+    "Above, below, and where no limit can be met; inside, nothing."
+    e = Explorer([Validation(1, 20., .5, 20., .5, .5), Validation(2, 21., .5, 20., .5, .6)], .5, title='t')
+    assert e.moving(e.eps)['beyond']==['', '', '']
+    assert [t[:13] for t in e.moving(Epsilons(9., -.4, .4))['beyond']]==['▼ limit below', '▲ limit above', '▼ limit below']
+    broken = Explorer([Validation(1, 20., .5, float('nan'), .5, .5)], .5, title='t')
+    assert broken.moving(broken.eps)['beyond'][1]=='no limit can be met here' and broken.decibels(broken.eps)==''
+
+def test_the_grid_share_counts():
+    "Against a count by hand, on a coarse grid."
+    e = Explorer.of_run(demo_run())
+    share = e.grid_share(3)
+    places = [[d.action for d in e.decisions(Epsilons(p, s, r))] for p in (-2., 1., 4.) for s in (-.2, .05, .3) for r in (-.2, .1, .4)]
+    assert share['with an upgrade']==sum('upgrade' in p for p in places)/27 and share['with a fall back']==sum('fall back' in p for p in places)/27
+    assert share["with decisions unlike the run's"]==sum(p!=e.actions for p in places)/27 and all(0<=v<=1 for v in share.values())
