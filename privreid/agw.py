@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .backbones import (BACKBONES, SHIPPED, STREET_HASH, STREET_SEED, Mini, build_backbone, fitting, flatten, imagenet_weights,
-                                load_backbone, misfit_of, read_weights, refuse_misfit, street_weights, torchvision_name)   # those that are not used here are offered from here, too
+from .backbones import (BACKBONES, SHIPPED, STREET_HASH, STREET_SEED, TORCHVISION, Mini, backbone_named, build_backbone, fitting, flatten, imagenet_weights, is_resnet,
+                                load_backbone, maps_of, misfit_of, read_weights, refuse_misfit, register_backbone, stages_of, street_weights, timm_network, torchvision_name, trunk_of)   # those that are not used here are offered from here, too
 from .checks import check_images, check_labels, check_number, check_values, choice, shown, visible
 
 # %% ../nbs/behind_agw.ipynb #0cbc5fb8
@@ -78,18 +78,25 @@ class AGW(nn.Module):
     "AGW Re-ID model (Ye et al. 2021). Takes `(B,3,H,W)` in [-1,1] and normalises for itself."
     def __init__(self,
         identities:int,          # I, to classify while training
-        backbone:str='resnet50', # or 'resnet18', 'mini'
+        backbone:str|nn.Module='resnet50', # or 'resnet18', 'mini', another of `BACKBONES`, 'timm:NAME'; or a module, (B,3,H,W) to maps (B,F,h,w) or features (B,F)
         weights:str='',          # '' none, 'imagenet' torchvision's, 'street' ours for mini, else a file, see `load_backbone`
         inter_channels:int=None, # of the non-local blocks; None: C/2, 1: as in AGW's code
         stem_relu:bool=True,     # False: as in some ResNets of AGW's code
+        features:int=None,       # F, of a module
+        pool:str='',             # 'gem' or 'mean'; empty: 'gem' for ResNets, whose maps have no negative values, 'mean' for others
     ):
         super().__init__()
         check_number(identities, 'identities', least=1, whole=True)
-        self.backbone,self.features = build_backbone(backbone)
-        if not stem_relu: self.backbone.relu = nn.Identity()
-        for stage,n in ((self.backbone.layer2, 2), (self.backbone.layer3, 3)): _insert_non_local(stage, n, inter_channels)
-        if weights: load_backbone(self.backbone, choice(backbone, BACKBONES, 'backbone'), weights)
-        self.pool,self.neck = GeM(), nn.BatchNorm1d(self.features)
+        self.backbone,self.features = _backbone_of(backbone, features, weights)
+        who,stages = backbone if isinstance(backbone, str) else type(backbone).__name__, stages_of(self.backbone)
+        if not stages and inter_channels is not None: raise ValueError(f'inter_channels is of non-local blocks, and {who} has no stages that they could follow: leave it out.')
+        if not stem_relu:
+            if not is_resnet(self.backbone): raise ValueError(f"stem_relu is of ResNets, and {who} is none: leave it out.")
+            self.backbone.relu = nn.Identity()
+        for (stage,channels),n in zip(stages, (2, 3)): _insert_non_local(stage, n, channels, inter_channels)
+        if weights: load_backbone(self.backbone, backbone_named(backbone), weights)
+        powers = choice(pool or ('gem' if is_resnet(self.backbone) else 'mean'), ('gem', 'mean'), 'pool')=='gem'
+        self.pool,self.neck = GeM() if powers else nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.BatchNorm1d(self.features)
         self.neck.bias.requires_grad_(False)
         self.classifier = nn.Linear(self.features, identities, bias=False)
         nn.init.normal_(self.classifier.weight, 0, .001)
@@ -97,22 +104,30 @@ class AGW(nn.Module):
         self.register_buffer('std', torch.tensor(STD)[:,None,None]*2, persistent=False)
 
     def forward(self, x:Tensor)->ReidOutput|Tensor: # training: ReidOutput; eval: features (B,F) of length 1
-        net,x = self.backbone, check_images(x, 'AGW', self.mean, values=not self.training)
+        x = check_images(x, 'AGW', self.mean, values=not self.training)
         if self.neck.training and len(x)==1:
             raise ValueError('AGW learns from two images or more, because BatchNorm compares them. For the '
                              'features of a single one call .eval() first.')
-        x = net.maxpool(net.relu(net.bn1(net.conv1((x-self.mean)/self.std))))
-        pooled = self.pool(net.layer4(net.layer3(net.layer2(net.layer1(x)))))    # (B,F)
+        maps = maps_of(self.backbone, (x-self.mean)/self.std)
+        if maps.shape[1]!=self.features: raise ValueError(f'AGW was made for a backbone with {self.features} features, and this one gives {maps.shape[1]}: say features={maps.shape[1]}.')
+        pooled = self.pool(maps)    # (B,F)
         neck = self.neck(pooled)
         return ReidOutput(self.classifier(neck), pooled) if self.training else F.normalize(neck.float(), dim=1)
 
     def __repr__(self): return f'AGW(identities={self.classifier.out_features}, features={self.features})'
 
-def _insert_non_local(stage:nn.Sequential, n:int, inter_channels:int|None):
+def _backbone_of(backbone:str|nn.Module, features:int|None, weights:str)->tuple[nn.Module,int]:
+    "A backbone that has a name, or one's own."
+    if not isinstance(backbone, nn.Module):
+        if features is not None: raise ValueError(f"features is said of a module; backbone {shown(backbone)} knows how many it has.")
+        return build_backbone(backbone)
+    if weights: raise ValueError(f'weights are for backbones that have a name: give a {type(backbone).__name__} that has its weights already.')
+    if features is None: return trunk_of(backbone)
+    return backbone, check_number(features, 'features', least=1, whole=True)
+
+def _insert_non_local(stage:nn.Sequential, n:int, channels:int, inter_channels:int|None):
     "Put a non-local block behind each of the last `n` blocks of a stage."
-    for i in range(max(0, len(stage)-n), len(stage)):
-        channels = [m for m in stage[i].modules() if isinstance(m, nn.BatchNorm2d)][-1 if stage[i].downsample is None else -2].num_features
-        stage[i] = nn.Sequential(stage[i], NonLocal(channels, inter_channels))
+    for i in range(max(0, len(stage)-n), len(stage)): stage[i] = nn.Sequential(stage[i], NonLocal(channels, inter_channels))
 
 # %% ../nbs/behind_agw.ipynb #f6651950
 def id_loss(

@@ -4,41 +4,45 @@
 
 # %% auto #0
 __all__ = ['ARM_FOLDERS', 'ARMS', 'TRAINED_ON', 'META', 'HISTORY', 'RETRIEVAL', 'QUALITY', 'SEEN', 'PROTECTS', 'RESULTS',
-           'OUTCOMES', 'Arm', 'arm_named', 'moved', 'data_options', 'Experiment', 'as_json', 'Results', 'save_weights',
-           'load_weights', 'Log', 'Track', 'trackable', 'needs_tracker', 'Run', 'finished_arms', 'Fork', 'save_arm',
-           'chosen_arms', 'refuse_incomplete', 'data_for', 'refuse_other_images', 'refuse_changes', 'begin',
-           'run_experiment', 'environment', 'threads_of', 'stages', 'write_pictures', 'read_pictures', 'load_run',
-           'load_arm', 'fields_of', 'check_row', 'load_history', 'check_decibels', 'check_start', 'load_results',
-           'write_outcomes', 'means_of', 'load_outcomes', 'open_run', 'refuse_unfinished', 'evaluate_run',
-           'other_people']
+           'OUTCOMES', 'Arm', 'arm_named', 'moved', 'data_options', 'own_data', 'Experiment', 'as_json', 'Results',
+           'save_weights', 'load_weights', 'Log', 'Track', 'trackable', 'needs_tracker', 'Run', 'finished_arms', 'Fork',
+           'save_arm', 'chosen_arms', 'refuse_incomplete', 'data_for', 'refuse_other_images', 'refuse_changes',
+           'first_weights', 'disk_use', 'parts_of_run', 'begin', 'run_experiment', 'environment', 'commit_of',
+           'made_with', 'threads_of', 'stages', 'write_pictures', 'read_pictures', 'load_run', 'net_of', 'load_arm',
+           'fields_of', 'check_row', 'load_history', 'check_decibels', 'check_start', 'load_results', 'write_outcomes',
+           'means_of', 'load_outcomes', 'open_run', 'refuse_unfinished', 'evaluate_run', 'other_people']
 
 # %% ../nbs/behind_experiments.ipynb #6ce988fb
-import json, platform, time, warnings
+import json, platform, subprocess, time, warnings
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from hashlib import blake2b
+from importlib.metadata import version
 from pathlib import Path
 from typing import Iterator
 import numpy as np
 import torch
-from accelerate.utils import is_tensorboard_available
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType, is_tensorboard_available
 from fastcore.basics import patch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
 from torch import Tensor, nn
 import privreid
-from .checkpoint import Checkpoint, finite_tensors, difference, write_tensors
-from .checks import check_number, choice, legible, shown
+from .agw import CenterLoss
+from .checkpoint import Checkpoint, difference, finite_tensors, read_tensors, within, write_tensors
+from .checks import REGISTERED, check_number, choice, legible, shown
 from .data import PARTS, ReidData, to_float, to_uint8
 from .datasets import list_data, load_data, read_split, refuse_unusable, save_split
 from .files import atomic, expand, remove, strict_json
 from .evaluation import SCORED, SETTINGS, Outcomes, Retrieval, Validate, evaluate_ranking, four_settings, image_likeness, measure, outcomes_of, restart, summary_of
-from .folder import (COUNT, FINITE, NUMBER, RATE, by_main, claimed, compare_part, expect, held, holder, look_of, misfit, nothing, read_json, refuse_used,
+from .folder import (COUNT, FINITE, NUMBER, RATE, by_main, claimed, compare_part, expect, held, hexadecimal, holder, look_of, misfit, nothing, read_json, refuse_used,
                              write_json, write_text, writing)
-from .joint import Callback, Config, JointTraining, Progress, ReidTraining, Supervision, Trainer, agw_of, check, desensitizer_of, read_config
+from .joint import Callback, Config, JointTraining, Progress, ReidTraining, Supervision, Trainer, agw_of, check, desensitizer_of, network_of, read_config
 from .machine import accelerator_on, arranged, device_name, threads_in
-from .pix2pix import UNetGenerator
+from .parts import NO_PARTS, Parts, check_told, fresh_callbacks, load_plugin, made, parts_for, remember, said_of, try_parts
 from .upgradation import Epsilons, Upgradation, Validation, check_measured, decide
 
 # %% ../nbs/behind_experiments.ipynb #84d5d38e
@@ -82,21 +86,30 @@ def data_options(cfg:Config)->dict:
     drawn = dict(train_ids=cfg.people, test_ids=cfg.test_people) if cfg.data=='synthetic' else {}
     return drawn|(dict(pattern=cfg.pattern) if cfg.pattern else {})
 
+def own_data(cfg:Config, parts:Parts)->ReidData|None: # None: nobody brought any
+    "The data that somebody has brought."
+    data = parts.data(cfg) if callable(parts.data) else parts.data
+    if data is not None and not isinstance(data, ReidData): raise TypeError(f'data must be a ReidData, or a function of the configuration that gives one, not {shown(data)}.')
+    return data
+
 class Experiment:
     "Data, set-up and machine that the arms share."
     def __init__(self,
         cfg:Config,
         data:ReidData=None, # default: as `cfg` says
         device:str='',      # cpu, cuda, cuda:1, mps or xpu; empty: the best there is
+        parts:Parts=NO_PARTS, # one's own, in the place of the paper's
         **machine,          # options of `accelerator_on`
     ):
         cfg = self.cfg = check(cfg, begun=True)
         self.accelerator = accelerator_on(device, **machine)
-        self.data = data or load_data(cfg.data, cfg.root, cfg.size, cfg.seed, **data_options(cfg))
+        self.parts = parts
+        self.data = data or own_data(cfg, parts) or load_data(cfg.data, cfg.root, cfg.size, cfg.seed, **data_options(cfg))
         self.identities = len(self.data.train.pids.unique())
         self.eps = Epsilons(cfg.eps_psnr, cfg.eps_ssim, cfg.eps_r1)
-        self.desensitize = desensitizer_of(cfg).to(self.device)
+        self.desensitize = desensitizer_of(cfg, parts).to(self.device)
         self.backbone = None   # state dict of Upper's backbone, where `cfg.weights` asks for it
+        self.start = {}        # arm -> network -> state dict to begin with
 
     def __repr__(self):
         h,w = self.cfg.size
@@ -107,9 +120,11 @@ class Experiment:
 
     def trainer(self, name:str, kind:type, callbacks:tuple=(), **options)->Trainer:
         "What trains one arm."
-        training = kind(self.cfg, self.identities, self.accelerator, backbone=self.backbone, **options)
-        supervision = Supervision(desensitizer_of(self.cfg).to(self.device))
-        return Trainer(training, self.data.train, supervision, [*callbacks, Progress(name)])
+        training = kind(self.cfg, self.identities, self.accelerator, backbone=self.backbone, parts=self.parts, **options)
+        for k,state in self.start.get(name, {}).items():
+            if k in training.nets: training.nets[k].load_state_dict(state, strict=False)
+        supervision = Supervision(desensitizer_of(self.cfg, self.parts).to(self.device))
+        return Trainer(training, self.data.train, supervision, [*callbacks, *fresh_callbacks(self.parts), Progress(name)])
 
     def train(self, name:str, *args, **options)->Arm:
         "Train one arm and hand it over in eval mode."
@@ -234,7 +249,10 @@ class Track(Callback):
     "Show an arm's history in the accelerator's trackers while it grows."
     def __init__(self, arm:str): self.arm,self.shown = arm, 0
     def before_fit(self, trainer):
-        trainer.accelerator.init_trackers(ARM_FOLDERS[self.arm], init_kwargs=dict(tensorboard=dict(purge_step=0)))   # hides what an interrupted process has shown
+        machine,arm = trainer.accelerator, ARM_FOLDERS[self.arm]
+        local = 'tensorboard' in map(str, getattr(machine, 'log_with', ())) or not machine.project_dir
+        name = arm if local else f'{Path(machine.project_dir).parent.name}/{arm}'
+        machine.init_trackers(arm if local else 'privreid', init_kwargs=dict(tensorboard=dict(purge_step=0), wandb=dict(name=name), mlflow=dict(run_name=name), swanlab=dict(experiment_name=name)))   # purge: hides what an interrupted process has shown
         self.after_epoch(trainer)
     def after_epoch(self, trainer):
         for row in trainer.history[self.shown:]: trainer.accelerator.log(trackable(row), step=row['epoch'])
@@ -250,21 +268,23 @@ def trackable(row:dict)->dict: # tag -> number or text
 
 def needs_tracker(name:str):
     "Say what is missing for a tracker."
-    if name not in ('', 'tensorboard'): raise ValueError(f"tracker '{name}' is unknown: choose tensorboard, or none.")
-    if name and not is_tensorboard_available(): raise ValueError("tracker 'tensorboard' needs TensorBoard, which is not installed: pip install 'privreid[tensorboard]', or train without.")
+    if not name: return
+    choice(name, [str(k.value) for k in LoggerType if k.value!='all'], 'tracker')
+    if name=='tensorboard' and not is_tensorboard_available(): raise ValueError("tracker 'tensorboard' needs TensorBoard, which is not installed: pip install 'privreid[tensorboard]', or train without.")
+    if name!='tensorboard' and LoggerType(name) not in get_available_trackers(): raise ValueError(f"tracker '{name}' needs its package, which is not installed: pip install {name.replace('_', '-')}, or train without.")
 
 # %% ../nbs/behind_experiments.ipynb #1adb333d
 class Run(Experiment):
     "An experiment in a folder: what is finished is kept, what was interrupted goes on."
-    def __init__(self, cfg:Config, folder:Path, arms:tuple[str,...]=ARMS, data:ReidData=None, track:str='', device:str='', threads:int=None):
+    def __init__(self, cfg:Config, folder:Path, arms:tuple[str,...]=ARMS, data:ReidData=None, track:str='', device:str='', threads:int=None, parts:Parts=NO_PARTS, keep:bool=False):
         tracker = dict(log_with=track, project_dir=folder/track) if track else {}
-        super().__init__(cfg, data, device, threads=threads, **tracker)
-        self.folder,self.arms,self.history,self.track = folder, arms, [], track
+        super().__init__(cfg, data, device, parts, threads=threads, **tracker)
+        self.folder,self.arms,self.history,self.track,self.keep,self.began_from = folder, arms, [], track, keep, {}
         self.finished = set(finished_arms(folder))
 
     def __repr__(self): return f"{super().__repr__()} in {self.folder}: {', '.join(self.arms)}"
 
-    def checkpoint(self, name:str)->Checkpoint: return Checkpoint(self.folder/ARM_FOLDERS[name]/'checkpoints', self.cfg.checkpoint_every)
+    def checkpoint(self, name:str)->Checkpoint: return Checkpoint(self.folder/ARM_FOLDERS[name]/'checkpoints', self.cfg.checkpoint_every, self.keep)
 
     def trainer(self, name:str, *args, **options)->Trainer:
         trainer,checkpoint = super().trainer(name, *args, **options), self.checkpoint(name)
@@ -278,7 +298,7 @@ class Run(Experiment):
         main = self.accelerator.is_main_process
         arm = load_arm(self.folder, name, self.device) if name in self.finished else super().train(name, *args, **options)
         if main and name not in self.finished: save_arm(arm, self.folder)
-        if main: self.checkpoint(name).clear()
+        if main and not self.keep: self.checkpoint(name).clear()
         self.history += [{'arm': name}|row for row in arm.history]
         return arm
 
@@ -315,7 +335,8 @@ def train_all(self:Run)->tuple[list[Arm],float]: # trained arms; Base's rank-1 o
     if 'Base' in self.arms:
         done.append(self.base())
         start = self.start_rank1(done[-1])
-    fork = [Fork(Upgradation(start, self.eps), self.checkpoint('w/ U'))] if 'w/ U' in set(self.arms)-self.finished else []
+    alike = self.start.get('w/o U') is self.start.get('w/ U')   # of other first weights, they are two trainings from the start
+    fork = [Fork(Upgradation(start, self.eps), self.checkpoint('w/ U'))] if 'w/ U' in set(self.arms)-self.finished and alike else []
     if 'w/o U' in self.arms: done.append(self.without_upgradation(*fork))
     if 'w/ U' in self.arms: done.append(self.with_upgradation(start))
     return done, start
@@ -333,7 +354,7 @@ def finish(self:Run)->dict: # results; empty in all processes but the main one
     "Train what is missing, test, and write the results."
     done,start = self.train_all()
     if not self.accelerator.is_main_process: return {}
-    results = self.test(done)|dict(base_r1=start, validated=self.validated(), environment=environment(self.device))
+    results = self.test(done)|dict(base_r1=start, validated=self.validated(), environment=environment(self.device)|made_with())
     write_pictures(stages(self, done), self.folder/'pictures.png')
     write_outcomes(results.outcomes, self.folder)
     write_json(results, self.folder/'results.json')   # last: the run is finished
@@ -344,16 +365,20 @@ def chosen_arms(arms:str|tuple[str,...])->tuple[str,...]:
     "The arms that are meant; one may come as a bare word."
     return tuple(dict.fromkeys(map(arm_named, [arms] if isinstance(arms, str) else arms)))
 
-def refuse_incomplete(cfg:Config, arms:tuple[str,...], backbone:dict|None):
+def refuse_incomplete(cfg:Config, arms:tuple[str,...], backbone:dict|None, parts:Parts=NO_PARTS):
     "Arms that need each other are asked for together."
+    if parts.reid is not None and cfg.weights=='upper': raise ValueError("weights 'upper' lend the backbone of an AGW, and your own reid starts as it is made: choose other weights.")
     if not arms: raise ValueError(f"There is no arm to train: name some of {', '.join(ARMS)}.")
     if cfg.weights=='upper' and 'Upper' not in arms and not backbone: raise ValueError("weights 'upper' need arm 'Upper', which lends its backbone: add the arm, or choose other weights.")
     if 'w/ U' in arms and 'Base' not in arms: raise ValueError("arm 'w/ U' needs arm 'Base': its first rank-1 to beat comes from there.")
 
 # %% ../nbs/behind_experiments.ipynb #8a27d5f6
-def data_for(cfg:Config)->ReidData:
+def data_for(
+    cfg:Config,
+    parts:Parts=NO_PARTS, # one's own
+)->ReidData:
     "The data of a run; or what stands in the way of training and measuring."
-    data = load_data(cfg.data, cfg.root, cfg.size, cfg.seed, **data_options(cfg))
+    data = own_data(cfg, parts) or load_data(cfg.data, cfg.root, cfg.size, cfg.seed, **data_options(cfg))
     refuse_unusable(data)
     return data
 
@@ -393,8 +418,9 @@ def describe(self:Run, resume:bool):
     "Write down what this run is; where it goes on, see first that it still is."
     processes = self.accelerator.num_processes
     meta = dict(arms=list(self.arms), identities=self.identities, processes=processes, environment=environment(self.device))
+    if resume: refuse_changes(self.folder, meta)
+    meta |= {k: v for k,v in dict(parts=self.parts.told(), start=self.began_from, kept=self.keep).items() if v}
     if resume:
-        refuse_changes(self.folder, meta)
         if (self.folder/'split.json').is_file(): refuse_other_images(self.folder, self.data, repaired=True)
     self.accelerator.wait_for_everyone()   # all have read it
     if not self.accelerator.is_main_process: return
@@ -403,7 +429,91 @@ def describe(self:Run, resume:bool):
         save_split(self.data, self.folder/'split.json', looks={p: look_of(getattr(self.data, p)) for p in PARTS})
         for stray in list(self.folder.rglob('.*.tmp')): remove(stray)   # of a process that was killed while writing
 
+# %% ../nbs/behind_experiments.ipynb #own-start
+_OF_PEOPLE = 'classifier.weight', 'centers'   # know people by their numbers
+_STAND_IN = {'w/ U': 'w/o U', 'w/o U': 'w/ U'} # an arm with the same networks
+
+def _kept_nets(folder:Path)->dict[str,dict]: # network -> state dict
+    "Networks in the checkpoint that stands for the end of an arm, if it was kept."
+    paths = Checkpoint(folder/'checkpoints').paths()
+    if not paths: return {}
+    found = within(read_tensors(paths[-1])[0], 'nets')
+    return {k: within(found, k) for k in ('D_Y', 'D_X', 'center')}
+
+def _fitting(state:dict[str,Tensor], net:nn.Module, people:tuple[int,int], same_people:bool, what:str)->dict[str,Tensor]: # people: then and now
+    "What of a state fits a network: all but what knows other people."
+    want = net.state_dict()
+    def of_people(k): return k in _OF_PEOPLE or k in state and (state[k].shape[:1], want[k].shape[:1])==((people[0],), (people[1],)) and state[k].shape[1:]==want[k].shape[1:]
+    left = [k for k in want if k not in state or state[k].shape!=want[k].shape or k in _OF_PEOPLE and not same_people]
+    if wrong := [k for k in left if not of_people(k)]: raise ValueError(f'{what} does not fit this set-up ({wrong[0]} is missing or has another shape): begin with a run of the same size and networks.')
+    return {k: state[k] for k in want if k not in left}
+
+def first_weights(
+    folder:str|Path,         # of a finished run
+    cfg:Config,              # of the new run
+    arms:tuple[str,...],     # of the new run
+    data:ReidData,
+    parts:Parts=NO_PARTS,    # one's own, of the new run
+)->tuple[dict[str,dict],dict]: # arm -> network -> state dict; what is written down about it
+    "What the arms of a new run begin with: the networks of the same arms of another."
+    folder = expand(folder).resolve()
+    refuse_unfinished(folder)
+    old = load_run(folder)[1]
+    people = len(data.train.pids.unique())
+    same = read_split(folder/'split.json')['train']==data.train.names
+    with torch.random.fork_rng(devices=[]):
+        nets = {k: network_of(k, cfg, parts) for k in ('G_X', 'G_Y', 'D_Y', 'D_X')}
+        reid = made(parts.reid, 'reid', cfg, people) if parts.reid is not None else agw_of(cfg, people)
+        nets |= dict(reid=reid, center=CenterLoss(people, reid.features))
+    marks,found,anew = blake2b(digest_size=16), {}, set()
+    by = {}
+    for arm in arms:
+        of = next((a for a in (arm, _STAND_IN.get(arm)) if a in old['arms']), None)
+        if of is None: warnings.warn(f'{folder} has no arm {arm}: that one begins as in a new run.'); continue
+        if of not in by:
+            at = folder/ARM_FOLDERS[of]
+            files = {k: p for f,k in _IN_FILES.items() if (p := at/f'{f}.safetensors').is_file()}
+            states = {k: finite_tensors(load_file(p)) for k,p in files.items()}|_kept_nets(at)
+            by[of] = {k: _fitting(state, nets[k], (old['identities'], people), same, f'{folder.name}/{at.name}, {k},') for k,state in states.items() if state}
+            for k,state in sorted(by[of].items()):
+                for name,t in sorted(state.items()): marks.update(f'{of} {k} {name}'.encode()); marks.update(t.contiguous().numpy())
+        found[arm] = by[of]
+        if arm in _STAND_IN: anew |= {'D_Y', 'D_X'}-by[of].keys()
+    if not same: warnings.warn(f"{folder.name} was trained with {old['identities']} people, this run has {people}, and not the same pictures of them: the classifier begins anew.")
+    if anew: warnings.warn(f'{folder.name} has not kept its checkpoints (--keep-checkpoints): discriminators begin anew.')
+    return found, dict(run=str(folder), weights=marks.hexdigest())
+
+# %% ../nbs/behind_experiments.ipynb #own-disk
+def disk_use(
+    cfg:Config,
+    arms:tuple[str,...]=ARMS,
+    identities:int=0,         # to train on
+    parts:Parts=NO_PARTS,     # one's own
+)->dict[str,int]:             # bytes: weights, one checkpoint, checkpoints while it trains, checkpoints that --keep-checkpoints leaves
+    "What a run takes on the disk, counted from its networks."
+    arms = chosen_arms(arms)
+    with torch.random.fork_rng(devices=[]):
+        reid = made(parts.reid, 'reid', cfg, identities) if parts.reid is not None else agw_of(cfg, identities)
+        nets = {k: network_of(k, cfg, parts) for k in ('G_X', 'G_Y', 'D_Y', 'D_X')}|dict(reid=reid) if set(arms)&{'w/o U', 'w/ U'} else dict(reid=reid)
+    whole = {k: sum(t.nbytes for t in net.state_dict().values()) for k,net in nets.items()}
+    moments = {k: 2*sum(p.nbytes for p in net.parameters() if p.requires_grad) for k,net in nets.items()}
+    centres = 4*identities*reid.features
+    def weights(arm): return sum(whole[k] for k in (('reid', 'G_X', 'G_Y') if arm in _STAND_IN else ('reid',)))
+    def checkpoint(arm): return centres+(sum(whole.values())+sum(moments.values())+(whole['G_X'] if arm=='w/ U' else 0) if arm in _STAND_IN else whole['reid']+moments['reid'])
+    laid = checkpoint('w/o U') if set(_STAND_IN)<=set(arms) else 0   # where w/ U will part from w/o U
+    return dict(weights=sum(map(weights, arms)), checkpoint=max(map(checkpoint, arms)), training=2*max(map(checkpoint, arms))+laid, kept=sum(2*checkpoint(a) for a in arms))
+
 # %% ../nbs/behind_experiments.ipynb #e8a03d6c
+def parts_of_run(
+    folder:str|Path, # of a run that goes on
+    parts:Parts,     # that were named now
+)->Parts:            # those of the run
+    "A run goes on with the parts that it began with."
+    told = load_run(folder)[1].get('parts', {})
+    if parts and not told: raise ValueError(f'{folder} was begun without own parts: resume it without, or begin a new run.')
+    if parts and parts.told()['sha256']==told['sha256']: return parts
+    return parts_for(told, folder, exactly=True)
+
 @contextmanager
 def begin(
     cfg:Config,
@@ -411,25 +521,39 @@ def begin(
     arms:str|tuple[str,...]=ARMS, # 'w/ U' needs 'Base'
     resume:bool=False,            # go on with an interrupted run
     backbone:dict=None,           # weights 'upper': state dict of the backbone of an Upper that was trained elsewhere
-    track:str='',                 # 'tensorboard': curves to watch while it trains
+    track:str='',                 # one of Accelerate's trackers, such as 'tensorboard': curves to watch while it trains
     device:str='',                # cpu, cuda, cuda:1, mps or xpu; empty: the best there is
+    parts:Parts=NO_PARTS,         # one's own, in the place of the paper's
+    start:str|Path='',            # a finished run, whose networks this one begins with
+    keep:bool=False,              # the last checkpoints stay: discriminators, centres and optimisers, to begin with again
 )->Iterator[Run]:
     "A run that is ready to `finish`, in a folder that is ours for as long."
-    cfg,arms,folder = moved(check(cfg, begun=resume)), chosen_arms(arms), folder and expand(folder)
-    refuse_incomplete(cfg, arms, backbone)
-    needs_tracker(track)
+    folder = folder and expand(folder)
     if resume and not folder: raise ValueError('There is no run to resume: name its folder.')
-    if resume: refuse_changes(folder, asdict(cfg)|dict(arms=list(arms)))
+    remember(parts)
+    if resume: parts = parts_of_run(folder, parts)   # first: they may bring names that the configuration says
+    cfg,arms = moved(check(cfg, begun=resume)), chosen_arms(arms)
+    needs_tracker(track)
+    if resume:
+        refuse_changes(folder, asdict(cfg)|dict(arms=list(arms)))
+        meta = load_run(folder)[1]
+        start,keep = start or meta.get('start', {}).get('run', ''), keep or meta.get('kept', False)
     elif folder: refuse_used(folder)
+    refuse_incomplete(cfg, arms, backbone, parts)
     threads = threads_of(load_run(folder)[1]) if resume else None
     accelerator = accelerator_on(device, threads)
     with ExitStack() as ours:
         def take(way): return by_main(accelerator, lambda: ours.enter_context(way(folder)))
         if resume: take(held)
-        data = data_for(cfg)
+        data = data_for(cfg, parts)
+        people = len(data.train.pids.unique())
+        if parts: try_parts(parts, cfg, people)
+        warm = first_weights(start, cfg, arms, data, parts) if start else None
+        if resume and warm and (meta.get('start') or warm[1])!=warm[1]: raise ValueError(f'{folder} began with the networks of {start}, and those have changed since: bring them back, or begin a new run.')
         if not resume: folder = take(claimed)
-        run = Run(cfg, folder, arms, data, track, device, threads)
+        run = Run(cfg, folder, arms, data, track, device, threads, parts, keep)
         run.backbone = backbone
+        if warm: run.start,run.began_from = warm
         run.describe(resume)
         yield run
 
@@ -441,14 +565,35 @@ def run_experiment(
     backbone:dict=None,
     track:str='',
     device:str='',
+    plugin:str|Path='',    # a file of Python with the parts that follow; it is run
+    start:str|Path='',
+    keep:bool=False,
+    **own,                 # data, networks, reid, desensitizer, losses, callbacks: the fields of `Parts`
 )->dict: # results
-    "Train and test the arms of the paper, and keep everything in a folder. The arguments are those of `begin`."
-    with begin(cfg, folder, arms, resume, backbone, track, device) as run: return run.finish()
+    "Train and test the arms of the paper, with parts of your own where you bring some, and keep everything in a folder. The arguments are those of `begin`."
+    own = {k: v for k,v in own.items() if v is not None}
+    if odd := set(own)-{'data', 'networks', 'reid', 'desensitizer', 'losses', 'callbacks'}: raise TypeError(f"run_experiment has no argument '{min(odd)}': parts of your own are data, networks, reid, desensitizer, losses and callbacks.")
+    if plugin and own: raise ValueError(f'{min(own)} comes in the plugin or as an argument, not both ways: put it into the file.')
+    parts = load_plugin(plugin) if plugin else Parts(**own)
+    with begin(cfg, folder, arms, resume, backbone, track, device, parts, start, keep) as run: return run.finish()
 
 # %% ../nbs/behind_experiments.ipynb #632fafb9
 def environment(device:torch.device)->dict:
     "What the numbers were made on."
     return dict(device=device_name(device), python=platform.python_version(), torch=torch.__version__, privreid=privreid.__version__)
+
+def commit_of(folder:Path=Path(privreid.__file__).parent)->str: # '' where it is no checkout of its own
+    "The commit that a package lies in, with a + where files were changed since."
+    def git(*words): return subprocess.run(['git', '-C', str(folder), *words], capture_output=True, text=True, timeout=10)
+    try:
+        if Path(git('rev-parse', '--show-toplevel').stdout.strip())!=folder.parent.resolve(): return ''
+        return git('rev-parse', 'HEAD').stdout.strip()+('+' if git('diff', '--quiet', 'HEAD', '--', str(folder)).returncode else '')
+    except (OSError, subprocess.SubprocessError): return ''
+
+def made_with()->dict:
+    "What else stands beside results: versions, threads, and the commit of a checkout."
+    found = {k: version(k) for k in ('torchvision', 'accelerate', 'numpy', 'Pillow')}|dict(threads=torch.get_num_threads(), system=platform.platform())
+    return found|({'commit': commit} if (commit := commit_of()) else {})
 
 def threads_of(meta:dict)->int|None: # None: of a device that has none
     "The threads that a run began with: as many add up its sums in the same order."
@@ -488,7 +633,7 @@ def read_pictures(path:Path)->dict[str,Image.Image]: # stage -> a row of picture
     return {k: row.crop((0, i*h, row.width, (i+1)*h)) for i,k in enumerate(names)}
 
 # %% ../nbs/behind_experiments.ipynb #f973059e
-META = {'arms': [str], 'identities': int, 'processes?': int, 'environment?': dict}
+META = {'arms': [str], 'identities': int, 'processes?': int, 'environment?': dict, 'parts?': check_told, 'start?': dict(run=str, weights=hexadecimal), 'kept?': bool}
 
 def load_run(folder:str|Path)->tuple[Config,dict]: # configuration, and what was kept beside it
     "Read a run's configuration."
@@ -496,19 +641,33 @@ def load_run(folder:str|Path)->tuple[Config,dict]: # configuration, and what was
     if not path.is_file(): raise FileNotFoundError(f'{legible(folder)} is not a run folder: it holds no config.json.')
     row = read_json(path, {'run': META})
     meta = row.pop('run')
+    theirs = {what: name for what,name in meta.get('parts', {}).get('registered', ()) if row.get(what)==name and (what, name) not in REGISTERED}
     try:
         meta['arms'] = list(chosen_arms(meta['arms']))
         check_number(meta['identities'], 'identities', least=1, most=10**7, whole=True)
-        return read_config(row), meta
+        return replace(read_config({k: v for k,v in row.items() if k not in theirs}|{k: getattr(Config, k) for k in theirs}), **theirs), meta   # names that its plugin knows
     except (ValueError, TypeError) as e: raise ValueError(f'{path} is not the configuration of a run ({legible(e)}).') from None
+
+_IN_FILES = dict(reid='reid', anonymizer='G_X', recovery='G_Y')   # which network a file holds
+
+def net_of(
+    folder:str|Path, # of a run
+    file:str,        # reid, anonymizer or recovery
+)->nn.Module:
+    "A network as a run has it, with weights of no particular value; one of somebody's own only where they have named it in this process."
+    cfg,meta = load_run(folder)
+    told,name = meta.get('parts', {}), _IN_FILES[file]
+    own = name in told.get('networks', {}) or name=='reid' and 'reid' in told
+    parts = parts_for(told, folder, ('networks', 'reid') if own else ('backbone',) if name=='reid' else ())
+    if name!='reid': return network_of(name, cfg, parts)
+    return made(parts.reid, 'reid', cfg, meta['identities']) if own else agw_of(cfg, meta['identities'])
 
 def load_arm(folder:str|Path, name:str, device='cpu')->Arm:
     "Read the networks of one arm."
     name,(cfg,meta) = arm_named(name), load_run(folder)
     if name not in meta['arms']: raise ValueError(f"{folder} has no arm '{name}': choose {', '.join(meta['arms'])}.")
     at = expand(folder)/ARM_FOLDERS[name]
-    generators = [load_weights(UNetGenerator(cfg.size, cfg.ngf).to(device), at/f'{k}.safetensors') for k in ('anonymizer', 'recovery')] if name in ('w/o U', 'w/ U') else []
-    reid = load_weights(agw_of(cfg, meta['identities']).to(device), at/'reid.safetensors')
+    reid,*generators = (load_weights(net_of(folder, k).to(device), at/f'{k}.safetensors') for k in ('reid', *(('anonymizer', 'recovery') if name in ('w/o U', 'w/ U') else ())))
     kept = read_json(at/'arm.json', dict(seconds=FINITE, history=[check_row]))
     return Arm(name, reid, *generators, seconds=kept['seconds'], history=kept['history'])
 
@@ -619,7 +778,8 @@ def open_run(
     cfg,meta = load_run(folder)
     cfg = moved(replace(cfg, precision='no'), root)   # as in every measurement: a run of a GPU can be read without one
     if cfg.root and not Path(cfg.root).exists(): raise FileNotFoundError(f'{cfg.root}, where the images of {folder} should be, is not there: say where they are now (--root, in Python root=).')
-    exp = Experiment(cfg, device=device, threads=threads_of(meta))
+    parts = parts_for(meta.get('parts', {}), folder, ('data', 'desensitizer', 'backbone'))
+    exp = Experiment(cfg, device=device, threads=threads_of(meta), parts=parts)
     refuse_other_images(folder, exp.data)
     return exp, [a for a in meta['arms'] if a in finished_arms(folder)]
 
@@ -639,16 +799,17 @@ def evaluate_run(
 )->dict:              # results; `measured_on` says of which images
     "Measure all arms of a run again, from their saved weights."
     refuse_unfinished(folder)
-    if data: exp = other_people(load_run(folder)[0], data, root, pattern, device)
+    if data: exp = other_people(*load_run(folder), data, root, pattern, device, folder)
     else: exp,_ = open_run(folder, root, device)
     arms = [load_arm(folder, name, exp.device) for name in load_run(folder)[1]['arms']]
     return exp.test(arms)|dict(measured_on=dict(data=exp.data.name, root=exp.cfg.root, own=not data), environment=environment(exp.device))
 
-def other_people(cfg:Config, data:str, root:str|Path, pattern:str, device:str)->Experiment:
+def other_people(cfg:Config, meta:dict, data:str, root:str|Path, pattern:str, device:str, folder:str|Path)->Experiment:
     "A run's set-up with the test people of another data set; nothing is asked of who would train there."
+    parts = replace(parts_for(meta.get('parts', {}), folder, ('desensitizer', 'backbone')), data=None)
     cfg = moved(replace(cfg, data=data, root='', pattern=pattern, precision='no'), root)
-    if data=='synthetic': return Experiment(cfg, device=device)
+    if data=='synthetic': return Experiment(cfg, device=device, parts=parts)
     listing = list_data(data, cfg.root, **data_options(cfg))
     query,gallery = (listing.read(part, cfg.size) for part in ('query', 'gallery'))
     nobody = query[torch.zeros(len(query), dtype=torch.bool)]
-    return Experiment(cfg, ReidData(listing.name, nobody, nobody, nobody, query, gallery), device)
+    return Experiment(cfg, ReidData(listing.name, nobody, nobody, nobody, query, gallery), device, parts)

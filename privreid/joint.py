@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'ALIASES', 'LATER', 'PRESETS', 'Config', 'ruled', 'check', 'read_config', 'stretched', 'preset', 'agw_of',
-           'desensitizer_of', 'lr_factor', 'Supervision', 'Training', 'average', 'gather', 'ReidTraining',
+           'network_of', 'desensitizer_of', 'lr_factor', 'Supervision', 'Training', 'average', 'gather', 'ReidTraining',
            'JointTraining', 'frozen', 'Callback', 'seed_of', 'home', 'Trainer', 'freeze_bn', 'check_finite',
            'refuse_nan', 'refuse_stillness', 'Progress']
 
@@ -20,14 +20,16 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from fastcore.basics import patch
 from torch import Tensor, nn
-from .agw import BACKBONES, SHIPPED, STREET_SEED, AGW, CenterLoss, agw_loss, misfit_of, undo_weight
+from .agw import SHIPPED, STREET_SEED, AGW, backbone_named, CenterLoss, agw_loss, misfit_of, undo_weight
 from .checks import check_number, choice, shown
 from .codec import THROUGH, via_file
 from .data import PKSampler, Split, augment, draw_augmentation, to_float
 from .datasets import READERS
 from .desensitize import DESENSITIZER_ALIASES, DESENSITIZERS, Desensitizer, desensitizer
 from .files import progress
-from .machine import HALF, Neighbours, abilities, accelerator_on, arranged, check_machine, free_memory, precision_on, tell_of_neighbours
+from .keyed import KEYED, draw_streams, generator_of
+from .machine import HALF, Neighbours, abilities, accelerator_on, arranged, check_machine, free_memory, precision_on, share_statistics, tell_of_neighbours
+from .parts import NO_PARTS, Parts, made, own_terms
 from .pix2pix import PatchGAN, UNetGenerator, discriminator_loss, gan_loss, unet_depth
 
 # %% ../nbs/behind_joint.ipynb #e4a916cc
@@ -43,7 +45,7 @@ class Config:
     width:int=128               # image width, pixels
     desensitizer:str='blur'     # first supervision: blur, pixelation or noise
     corner:bool=False           # pixelation takes the top-left pixel of each block, as its authors do, instead of the mean
-    backbone:str='resnet50'     # Re-ID backbone: resnet50, resnet18 or mini
+    backbone:str='resnet50'     # Re-ID backbone: resnet50, resnet18, mini, another ResNet, ConvNeXt or ViT of torchvision, or timm:NAME
     weights:str='imagenet'      # backbone weights: imagenet, street (other painted people; mini only), a local file, empty for random, or upper: this run's Upper is trained first and lends its backbone
     inter_channels:int=0        # channels inside AGW's non-local blocks; 0: half of those outside, 1: as in AGW's code
     stem_relu:bool=True         # whether AGW's first convolution has a ReLU; in some ResNets of AGW's code it has none
@@ -63,6 +65,7 @@ class Config:
     center_lr:float=.5          # learning rate of the centres
     wrt_eps:float=0.            # added where the triplet loss divides; 0: an exact softmax, 1e-6: as in AGW's code
     through:str=''              # what recovery is shown of a protected picture while it trains: empty: the picture itself, png: its 8 bits, jpeg: what a JPEG file of quality 75 keeps
+    keyed:str=''                # what generators take beside the picture: empty: nothing, signs: a secret that turns what is hidden over, pad: a secret that is added in the last three bits
     eps_psnr:float=1.           # upgradation: PSNR allowed above desensitized, dB
     eps_ssim:float=.05          # upgradation: SSIM allowed above desensitized
     eps_r1:float=.05            # upgradation: rank-1 below Base at which the best starts, 0..1
@@ -70,6 +73,7 @@ class Config:
     checkpoint_every:int=5      # epochs between checkpoints, from which an interrupted run goes on
     seed:int=0                  # fixes data, noise, weights and batches
     precision:str='no'          # mixed precision: no, bf16 or fp16
+    sync_bn:bool=False          # several processes: BatchNorm's statistics are of the whole batch, not of each process's part
     compile:bool=False          # translate the networks with torch.compile: minutes of waiting, then faster steps, though not on every CPU
 
     @property
@@ -82,7 +86,7 @@ class Config:
 # %% ../nbs/behind_joint.ipynb #0bb7126a
 _COUNT = 1, 10**6
 RULES = dict(
-    data=('synthetic', *READERS), desensitizer=tuple(DESENSITIZERS), backbone=tuple(BACKBONES), precision=('no', *HALF), through=THROUGH,
+    data=lambda v: choice(v, ('synthetic', *READERS), 'data'), desensitizer=DESENSITIZERS, backbone=backbone_named, precision=('no', *HALF), through=THROUGH, keyed=KEYED,
     people=(3, 10**6), test_people=_COUNT, height=(32, 4096), width=(32, 4096), ngf=(1, 4096), ndf=(1, 4096),
     epochs=_COUNT, batch=(2, 10**5), per_identity=(1, 10**5), validate_every=_COUNT, checkpoint_every=_COUNT,
     lr=(1e-12, 100), weight_decay=(0, 1), warmup=(0, 10**6), milestones=_COUNT, freeze_bn=(0, 10**6), freeze_reid_bn=(0, 10**6),
@@ -102,7 +106,8 @@ def ruled(
     elif kind is str:
         if not isinstance(value, (str, os.PathLike)): no('text')
         value = os.fspath(value)
-        if name in RULES: value = choice(value, RULES[name], name, ALIASES.get(name))
+        rule = RULES.get(name, str)
+        value = rule(value) if callable(rule) else choice(value, rule, name, ALIASES.get(name))
     elif kind is tuple:
         if not isinstance(value, (tuple, list, np.ndarray)): no('a list of whole numbers, such as (40, 80)')
         value = [ruled(name, int, v) for v in value]
@@ -119,6 +124,7 @@ def _contradictions(cfg:Config)->list[tuple[bool,str]]: # (whether it is so, wha
         (batch%k>0, f'batch {batch} is not divisible by per_identity {k}: a batch holds that many images of each of its identities.'),
         (batch==k, f'batch {batch} with per_identity {k} holds one identity: the triplet loss needs at least two. Raise batch.'),
         (bool(unfit), unfit),
+        (cfg.keyed=='pad' and cfg.through=='jpeg', 'keyed pad writes into the last bits, and JPEG keeps none of them: train through png, or keyed with signs.'),
         (cfg.data=='synthetic' and cfg.weights=='street' and cfg.seed==STREET_SEED,
          f"seed {STREET_SEED} draws the people whom weights street have learnt: take another seed.")]
 
@@ -153,7 +159,7 @@ def check(
     return cfg
 
 # %% ../nbs/behind_joint.ipynb #a3c1f108
-LATER = 'corner', 'inter_channels', 'stem_relu', 'wrt_eps', 'freeze_reid_bn', 'through'   # fields whose default is what versions without them did
+LATER = 'corner', 'inter_channels', 'stem_relu', 'wrt_eps', 'freeze_reid_bn', 'through', 'sync_bn', 'keyed'   # fields whose default is what versions without them did
 
 def read_config(
     row:dict, # of a run's config.json
@@ -208,8 +214,22 @@ def agw_of(
     "The Re-ID network of a configuration."
     return AGW(identities, cfg.backbone, weights, cfg.inter_channels or None, cfg.stem_relu)
 
-def desensitizer_of(cfg:Config)->Desensitizer:
-    "The first supervision of a configuration."
+def network_of(
+    name:str,             # G_X, G_Y, D_Y or D_X
+    cfg:Config,
+    parts:Parts=NO_PARTS, # one's own
+)->nn.Module:
+    "A generator or discriminator of a configuration, or one's own in its place."
+    if name in parts.networks and name in ('G_X', 'G_Y') and cfg.keyed: raise ValueError(f'A run with keyed={cfg.keyed!r} builds its generators itself, and {name} comes as a part of your own: leave one of the two out.')
+    if name in parts.networks: return made(parts.networks[name], name, cfg)
+    return generator_of(name, cfg.keyed, cfg.size, cfg.ngf) if name.startswith('G') else PatchGAN(cfg.ndf)
+
+def desensitizer_of(
+    cfg:Config,
+    parts:Parts=NO_PARTS, # one's own
+)->nn.Module:
+    "The first supervision of a configuration, or one's own in its place."
+    if parts.desensitizer is not None: return made(parts.desensitizer, 'desensitizer', cfg)
     options = dict(corner=cfg.corner) if cfg.desensitizer=='pixelation' else {}
     return desensitizer(cfg.desensitizer, **options)
 
@@ -244,6 +264,7 @@ class Supervision:
     def upgrade(self, generator:nn.Module):
         "Supervise with a frozen copy of `generator` from now on."
         self.generator = deepcopy(generator).eval().requires_grad_(False)
+        if hasattr(self.generator, 'forget'): self.generator.forget()   # a keyed teacher shows what is seen without a secret
 
     def fall_back(self):
         "Supervise with desensitized images again."
@@ -264,14 +285,17 @@ class Training:
         identities:int,
         accelerator:Accelerator,
         backbone:dict=None, # state dict to start AGW's backbone from, instead of `cfg.weights`
+        parts:Parts=NO_PARTS, # one's own
     ):
-        self.cfg,self.identities,self.accelerator = cfg, identities, accelerator
+        self.cfg,self.identities,self.accelerator,self.parts = cfg, identities, accelerator, parts
         check_machine(accelerator, cfg.compile)
         self.precision = precision_on(accelerator.device, cfg.precision)
         torch.manual_seed(cfg.seed)                          # the same first weights in every process and every run
-        reid = agw_of(cfg, identities, '' if backbone or cfg.weights=='upper' else cfg.weights)
+        if parts.reid is not None: reid,backbone = made(parts.reid, 'reid', cfg, identities), None
+        else: reid = agw_of(cfg, identities, '' if backbone or cfg.weights=='upper' else cfg.weights)
         if backbone: reid.backbone.load_state_dict(backbone)
         self.nets = nn.ModuleDict(self.build()|dict(reid=reid, center=CenterLoss(identities, reid.features))).to(accelerator.device)
+        if cfg.sync_bn: share_statistics(self.nets, accelerator.num_processes)
         self.optimizers = {k: self.optimizer(k) for k in self.nets}
         arranged(self.nets)
         if cfg.compile:
@@ -367,18 +391,37 @@ class JointTraining(Training):
     forwards = 'generate', 'losses_D', 'losses_G'
 
     def build(self):
-        cfg = self.cfg
-        return dict(G_X=UNetGenerator(cfg.size, cfg.ngf), G_Y=UNetGenerator(cfg.size, cfg.ngf), D_Y=PatchGAN(cfg.ndf), D_X=PatchGAN(cfg.ndf))
+        self.dice = torch.Generator()   # of the streams of keyed generators
+        return {k: network_of(k, self.cfg, self.parts) for k in ('G_X', 'G_Y', 'D_Y', 'D_X')}
+
+    def reseed(self, seed:int):
+        "Begin the streams of keyed generators anew."
+        self.dice.manual_seed(seed)
 
     def step(self, x:Tensor, y:Tensor, labels:Tensor)->dict[str,Tensor]:
         "Train on a batch; returns the losses of both half steps."
-        with self.autocast(): p,r = self.generate(x)
-        return self.step_D(x, y, p, r)|self.step_G(x, y, p, r, labels)
+        with self.autocast(): p,r,*wrong = self.generate(x, *self.draw(len(x)))
+        return self.step_D(x, y, p, r)|self.step_G(x, y, p, r, labels, *wrong)
 
-    def generate(self, x:Tensor)->tuple[Tensor,Tensor]: # p, r
+    def draw(self, n:int)->Tensor: # uint8 (2,n,3,H,W); without `keyed` empty
+        "A right and a wrong stream for each image, where generators take one."
+        if not self.cfg.keyed: return ()
+        return draw_streams(2*n, self.cfg.size, self.dice).unflatten(0, (2, n)).to(self.accelerator.device)
+
+    def generate(self, x:Tensor, right:Tensor=None, wrong:Tensor=None)->tuple[Tensor,...]: # p, r; with signs a third: what a wrong key opens
         "Protected and recovered images."
-        p = self.nets['G_X'](x)
-        return p, self.nets['G_Y'](via_file(p, self.cfg.through))
+        if not self.cfg.keyed:
+            p = self.nets['G_X'](x)
+            return p, self.nets['G_Y'](via_file(p, self.cfg.through))
+        p = self.nets['G_X'](x, right)
+        seen = via_file(self.beside(p), self.cfg.through)
+        if wrong is None or self.cfg.keyed=='pad': return p, self.nets['G_Y'](seen, right)
+        both = self.nets['G_Y'](torch.cat([seen, seen]), torch.cat([right, wrong]))   # one batch: BatchNorm sees in training what it is tested on
+        return p, *both.chunk(2)
+
+    def beside(self, p:Tensor)->Tensor:
+        "The protected image as recovery's losses see it: with a pad nothing of them reaches G_X."
+        return p.detach() if self.cfg.keyed=='pad' else p
 
     def step_D(self, x:Tensor, y:Tensor, p:Tensor, r:Tensor)->dict[str,Tensor]:
         "Teach the discriminators to tell y from p given x, and x from r given p."
@@ -400,18 +443,19 @@ def frozen(*nets:nn.Module):
         for n in nets: n.requires_grad_(True)
 
 @patch
-def losses_G(self:JointTraining, x:Tensor, y:Tensor, p:Tensor, r:Tensor, labels:Tensor)->dict[str,Tensor]:
-    "The six weighted terms of eq. (8) that generators and AGW minimise."
+def losses_G(self:JointTraining, x:Tensor, y:Tensor, p:Tensor, r:Tensor, labels:Tensor, wrong:Tensor=None)->dict[str,Tensor]:
+    "The six weighted terms of eq. (8) that generators and AGW minimise; where a wrong key has opened something, that it is no more than y."
     nets,weight = self.nets, self.cfg.lambda_l1
+    own = {} if wrong is None else dict(l1_wrong=weight*F.l1_loss(wrong.float(), y))
     return dict(adv_ano=gan_loss(nets['D_Y'](x, p), True), l1_ano=weight*F.l1_loss(p.float(), y),
-                adv_rec=gan_loss(nets['D_X'](p, r), True), l1_rec=weight*F.l1_loss(r.float(), x),
-                reid_raw=self.reid_loss(x, labels), reid_protected=self.reid_loss(p, labels))
+                adv_rec=gan_loss(nets['D_X'](self.beside(p), r), True), l1_rec=weight*F.l1_loss(r.float(), x),
+                reid_raw=self.reid_loss(x, labels), reid_protected=self.reid_loss(p, labels))|own
 
 @patch
-def step_G(self:JointTraining, x:Tensor, y:Tensor, p:Tensor, r:Tensor, labels:Tensor)->dict[str,Tensor]:
+def step_G(self:JointTraining, x:Tensor, y:Tensor, p:Tensor, r:Tensor, labels:Tensor, *wrong:Tensor)->dict[str,Tensor]:
     "Teach generators and AGW with eq. (8)."
     with frozen(self.nets['D_Y'], self.nets['D_X']):
-        with self.autocast(): losses = self.losses_G(x, y, p, r, labels)
+        with self.autocast(): losses = self.losses_G(x, y, p, r, labels, *wrong)|own_terms(self.parts, x=x, y=y, p=p, r=r, labels=labels, nets=self.nets)
         self.update(losses, ('G_X', 'G_Y', 'reid', 'center'))
     return losses
 
@@ -509,6 +553,7 @@ def batches(self:Trainer, epoch:int):
     rank,n = self.accelerator.process_index, self.accelerator.num_processes
     dice_generator = torch.Generator().manual_seed(seed_of(self.cfg.seed, 7, epoch))
     if hasattr(self.supervision.desensitize, 'reseed'): self.supervision.desensitize.reseed(seed_of(self.cfg.seed, 8, epoch, rank))
+    if hasattr(self.training, 'reseed'): self.training.reseed(seed_of(self.cfg.seed, 9, epoch, rank))
     for index in self.sampler.epoch(epoch):
         dice = draw_augmentation(len(index), *self.cfg.size, generator=dice_generator)
         mine = slice(rank*len(index)//n, (rank+1)*len(index)//n)

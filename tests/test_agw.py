@@ -486,7 +486,7 @@ def test_the_package_carries_its_data(tmp_path):
     for name in ('street.safetensors', 'tables.json', 'demo_run/results.json'): assert (tmp_path/'lib'/'privreid'/name).read_bytes()==(STREET.parent/name).read_bytes()
 
 def test_unknown_backbone(one_line):
-    for name in ('resnet34', 'resnet51', 50, None):
+    for name in ('resnet33', 'resnet51', 50, None):
         with pytest.raises(ValueError) as e: AGW(3, name)
         one_line(e.value, repr(name), *BACKBONES)
     with pytest.raises(ValueError) as e: AGW(3, 'resnet51')

@@ -138,7 +138,7 @@ def test_each_field_has_a_rule(changes, words, one_line):
     assert len(str(e.value))<400
 
 def test_no_field_is_without_a_rule():
-    free = 'root', 'pattern', 'weights', 'compile', 'corner', 'stem_relu'   # text that only the disk knows, and switches
+    free = 'root', 'pattern', 'weights', 'compile', 'corner', 'stem_relu', 'sync_bn'   # text that only the disk knows, and switches
     assert {f.name for f in fields(Config)}=={*RULES, *free} and check(Config())==Config()
 
 def test_numbers_of_numpy_and_paths_become_plain(tmp_path):
@@ -340,3 +340,48 @@ def test_variants_reach_the_networks():
     try: training.reid_loss(torch.rand(8, 3, *cfg.size)*2-1, torch.arange(8)//2)
     finally: module.agw_loss = patched
     assert seen==[1e-6]
+
+FOUR = """
+import json, sys, torch
+from accelerate import notebook_launcher
+from privreid.data import SyntheticPedestrians
+from privreid.desensitize import Blur
+from privreid.joint import JointTraining, Supervision, Trainer, preset
+from privreid.machine import accelerator_on
+
+def train(folder):
+    torch.set_num_threads(1)
+    a = accelerator_on()
+    found = {}
+    for sync in (True, False):
+        cfg = preset('demo', ngf=4, ndf=4, batch=16, epochs=1, validate_every=1, milestones=(), people=10, test_people=4, sync_bn=sync)
+        t = Trainer(JointTraining(cfg, 8, a), SyntheticPedestrians(train_ids=10, test_ids=4, distractors=2, size=(64,32)).load().train, Supervision(Blur()))
+        x,y,labels = next(iter(t.batches(1)))
+        t.nets.train()
+        found[str(sync)] = {k: v.item() for k,v in t.training.step(x, y, labels).items()}
+        found[str(sync)] = dict(zip(found[str(sync)], a.reduce(torch.tensor(list(found[str(sync)].values())), 'mean').tolist()))
+        found[str(sync)+' mean'] = t.nets['G_X'].state_dict()[next(k for k in t.nets['G_X'].state_dict() if k.endswith('running_mean'))].tolist()
+        found[str(sync)+' weight'] = t.nets['reid'].backbone.layer4[0].conv2.weight.flatten()[:50].tolist()
+    with open(f'{folder}/{a.num_processes}-{a.process_index}.json', 'w') as f: json.dump(found, f)
+
+if __name__=='__main__':
+    if sys.argv[2]=='1': train(sys.argv[1])
+    else: notebook_launcher(train, (sys.argv[1],), num_processes=int(sys.argv[2]), use_port=sys.argv[3])
+"""
+
+@pytest.mark.full
+def test_four_processes_with_shared_statistics_are_one(tmp_path):
+    "With sync_bn a step of four processes has the losses, statistics and new weights of one process with the whole batch; without, it does not."
+    (tmp_path/'four.py').write_text(FOUR)
+    for n in (1, 4):
+        done = subprocess.run([sys.executable, str(tmp_path/'four.py'), str(tmp_path), str(n), str(free_port())], env=CPUS, capture_output=True, text=True, timeout=600)
+        assert done.returncode==0, done.stderr[-3000:]
+    one,*four = (json.loads((tmp_path/f'{k}.json').read_text()) for k in ('1-0', '4-0', '4-1', '4-2', '4-3'))
+    assert one['True']==one['False'] and one['True weight']==one['False weight']        # alone, the field changes no bit
+    def far(a, b): return max(abs(a[k]-b[k])/max(1e-3, abs(b[k])) for k in b)
+    for f in four:
+        assert f['True']==four[0]['True'] and f['True mean']==four[0]['True mean'] and f['True weight']==four[0]['True weight']
+        assert far(f['True'], one['True'])<1e-3, (f['True'], one['True'])
+        assert np.allclose(f['True mean'], one['True mean'], atol=1e-5) and not np.allclose(f['False mean'], one['False mean'], atol=1e-5)
+        near = np.abs(np.subtract(f['True weight'], one['True weight'])).mean()/np.abs(np.subtract(f['False weight'], one['False weight'])).mean()
+        assert near<.2, near
