@@ -40,6 +40,7 @@ def whole_numbers(
 
 def _count(n:int, one:str, more:str='')->str: return f"{n} {one if n==1 else more or one+'s'}"
 
+# %% ../nbs/behind_data.ipynb #bdata-split
 @dataclass(eq=False)
 class Split:
     "Images with identity and camera. `pid` -1 is junk, 0 a distractor (a person nobody asks for), other numbers are people."
@@ -119,6 +120,7 @@ def from_numpy(
     images = torch.from_numpy(np.array(array, np.float32 if floats else np.uint8, order='C'))
     return images if images.dim()==4 else images[None]
 
+# %% ../nbs/behind_data.ipynb #bdata-range
 def check_range(
     range:tuple[float,float], # black and white
 )->tuple[float,float]:        # where [-1,1] begins, and the factor to it
@@ -302,6 +304,7 @@ def split_validation(
     if not query: warnings.warn(f'The validation has no query, because no identity in it ({len(chosen)} of {len(people)}) has enough images under two cameras: add some, or nothing can be decided while training.')
     return train[~torch.isin(train.pids, torch.tensor(chosen))], train[query], train[gallery]
 
+# %% ../nbs/behind_data.ipynb #bdata-choose
 def choose_queries(
     cams:list[int], # camera of each image of one person
     n:int,          # how many queries are wanted
@@ -414,6 +417,7 @@ def draw_augmentation(
     on = (rand(n)<erase).float()
     return dict(flip=rand(n)<flip, shift=(rand(n, 2)*(2*pad+1)).long()-pad, box=torch.stack([top, left, top+h*on, left+w*on], 1).long())
 
+# %% ../nbs/behind_data.ipynb #bdata-augment-cpu
 def grey(like:Tensor)->Tensor: # (3,1,1)
     "ImageNet's mean."
     return (torch.tensor([.485, .456, .406])*2-1)[:,None,None].to(like, non_blocking=True)
@@ -444,6 +448,7 @@ def augment(
             out[i,:,top:bottom,left:right] = mean
     return outs
 
+# %% ../nbs/behind_data.ipynb #bdata-augment-gpu
 def augment_at_once(dice:dict[str,Tensor], *images:Tensor)->list[Tensor]:
     "The same in one gather: each pixel knows where it comes from."
     n,_,h,w = images[0].shape

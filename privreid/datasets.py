@@ -7,28 +7,26 @@ __all__ = ['SPLITS', 'ELSEWHERE', 'Row', 'LEFT_OUT', 'SOURCES', 'ARCHIVES', 'MSM
            'MARKET_PATTERN', 'READERS', 'Record', 'people_of', 'Listing', 'numbered', 'one_query_per_camera', 'divide',
            'enlist', 'unanswered', 'obstacles', 'refuse_unusable', 'shared_people', 'root_of', 'require', 'market1501',
            'read_list', 'msmt17', 'read_protocol', 'extract_pictures', 'extract_cuhk03', 'cuhk03', 'known_split',
-           'match_names', 'read_manifest', 'manifest_of', 'image_folder', 'list_data', 'load_data', 'save_split',
-           'read_split']
+           'match_names', 'read_manifest', 'manifest_of', 'image_folder', 'register_data', 'list_data', 'load_data',
+           'save_split', 'read_split']
 
 # %% ../nbs/behind_datasets.ipynb #6911796a
-import json, math, os, re, signal, struct, subprocess, sys, time, warnings, zlib
+import json, os, re, struct, warnings
 from collections import Counter, defaultdict
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.util import find_spec
-from inspect import getsource, signature
-from itertools import islice
+from inspect import signature
 from pathlib import Path
-from threading import Thread
-from typing import Callable, Iterable, Iterator, NamedTuple
+from typing import Iterable, Iterator, NamedTuple
 import numpy as np
-import psutil
 import torch
 from fastcore.basics import patch
 from .cache import keep, stamp
-from .checks import choice, shown
+from .checks import choice, register, shown
 from .data import PARTS, ReidData, Split, SyntheticPedestrians, choose_queries, split_validation
+from .distrust import apart as _apart, read_mat as _read_mat
 from .files import atomic, expand, legible, progress, strict_json
 from .names import Disk, entries, find_images, in_order, plain, read_table, read_text
 from .pictures import decode
@@ -316,73 +314,6 @@ def msmt17(
     left_out = {reason: names+others[reason] for reason,names in left_out.items()}
     return enlist(f'msmt17 {version}', root, rows, left_out|dict(unlisted=_without(images+more, rows)))
 
-# %% ../nbs/behind_datasets.ipynb #c0ffee02
-_NUMBERS = {1: 'i1', 2: 'u1', 3: 'i2', 4: 'u2', 5: 'i4', 6: 'u4', 7: 'f4', 9: 'f8', 12: 'i8', 13: 'u8'}   # types in a MAT-file of version 5
-_TEXTS = {1: 'latin-1', 2: 'latin-1', 4: 'utf-16', 16: 'utf-8', 17: 'utf-16', 18: 'utf-32'}               # and those of characters
-_MATRIX,_COMPRESSED,_CELL,_CHAR = 14, 15, 1, 4
-_MAT_BYTES,_MAT_ENTRIES = 2**25, 10**6   # at most, of a protocol, as it lies and inflated; of one variable: CUHK03 has 14,097 pictures
-
-def _elements(data:memoryview, order:str)->Iterator[tuple[int,memoryview]]: # type and content
-    "The elements that lie one after another; none is longer than what is there."
-    at = 0
-    while at<len(data):
-        if at+8>len(data): raise ValueError('it is cut off')
-        kind,size = struct.unpack_from(f'{order}II', data, at)
-        start = at+8
-        if kind>>16: kind,size,start = kind&0xffff, kind>>16, at+4   # up to four bytes lie in the tag
-        room = 4 if start==at+4 else len(data)-start
-        if size>room: raise ValueError(f'a part claims {size:,} bytes where {room:,} are left')
-        yield kind, data[start:start+size]
-        at = start+size+(0 if kind==_COMPRESSED else -(start+size-at)%8)
-
-def _inflated(data:memoryview, most:int)->memoryview:
-    stream = zlib.decompressobj()
-    try: whole = stream.decompress(data, most)
-    except zlib.error as e: raise ValueError(f'a compressed part is damaged: {e}') from None
-    if not stream.eof: raise ValueError('a compressed part is cut off' if len(whole)<most else f'it holds more than {_MAT_BYTES>>20} MB')
-    return memoryview(whole)
-
-def _variable(data:memoryview, order:str, wanted:Iterable[str], deep:bool=True)->tuple[str,list[str]|np.ndarray|None]: # name; text, numbers, or None if it is not wanted
-    "A variable of text or numbers; `deep`: it may be a cell array of texts."
-    parts = _elements(data, order)
-    (_,flags),(_,dims),(_,name) = (next(parts, (0, b'')) for _ in range(3))
-    name = bytes(name).decode('latin-1')
-    if name not in wanted: return name, None
-    flags, = struct.unpack_from(f'{order}I', flags)
-    dims = np.frombuffer(dims, f'{order}i4').tolist()
-    count,what,content = math.prod(dims), flags&255, name or 'a text in it'
-    if min(dims, default=-1)<0 or count>_MAT_ENTRIES: raise ValueError(f'{content} claims {"x".join(map(str, dims))} entries')
-    if what!=_CHAR and count and count!=max(dims): raise ValueError(f'{content} is a table of {"x".join(map(str, dims))} and no list')
-    if what==_CELL and deep:
-        cells = [_variable(cell, order, ('',), deep=False)[1] if kind==_MATRIX and len(cell) else None for kind,cell in islice(parts, count)]
-        if len(cells)<count or not all(isinstance(c, list) and len(c)<2 for c in cells): raise ValueError(f'{content} is no list of {count:,} texts')
-        return name, [''.join(c) for c in cells]
-    if what!=_CHAR and not deep: return name, None
-    kind,values = next(parts, (0, b''))
-    if what==_CHAR and (kind in _TEXTS or not count):
-        text = bytes(values).decode(_TEXTS.get(kind, 'utf-8')+('-le' if order=='<' else '-be')*(kind in (4, 17, 18)))
-        if len(dims)!=2 or dims[0]>1 and len(text)!=count: raise ValueError(f'{content} has another size than it claims')
-        return name, [text[i::dims[0]] for i in range(dims[0])]           # MATLAB keeps column after column
-    if not 6<=what<=15 or flags&0x800 or kind not in _NUMBERS and count: raise ValueError(f'{content} holds neither text nor real numbers')
-    values = np.frombuffer(values, order+_NUMBERS.get(kind, 'u1'))
-    if len(values)!=count: raise ValueError(f'{content} claims {count:,} numbers and has {len(values):,}')
-    return name, values
-
-def _read_mat(path:Path, wanted:Iterable[str])->dict[str,list[str]|np.ndarray]: # name -> texts, or numbers
-    "Lists of texts and numbers in a MAT-file of version 5, which MATLAB writes by -v6 and -v7."
-    with open(path, 'rb') as f: data = memoryview(f.read(_MAT_BYTES+1))
-    if len(data)>_MAT_BYTES: raise ValueError(f'it has more than {_MAT_BYTES>>20} MB')
-    order = {b'IM': '<', b'MI': '>'}.get(bytes(data[126:128]))
-    if not order or struct.unpack_from(f'{order}H', data, 124)[0]>>8!=1: raise ValueError('it is no MAT-file of version 5; MATLAB writes one by save -v7')
-    found,left = {}, _MAT_BYTES
-    for kind,part in _elements(data[128:], order):
-        if kind==_COMPRESSED:
-            whole = _inflated(part, left)
-            left -= len(whole)
-            kind,part = next(_elements(whole, order), (0, whole))
-        if kind==_MATRIX and len(part): name,value = _variable(part, order, wanted); found |= {} if value is None else {name: value}
-    return found
-
 # %% ../nbs/behind_datasets.ipynb #040787d3
 def _whole(values:np.ndarray|list, what:str)->np.ndarray: # int64
     "Numbers of MATLAB, which keeps whole ones with a fraction as gladly; refused if it is not zero."
@@ -406,67 +337,6 @@ def read_protocol(path:Path)->list[Row]:
         return [(*images[i-1], split) for split,p in zip(SPLITS, places) for i in p.tolist()]
     except (OSError, ValueError, struct.error) as e:
         raise ValueError(f"{legible(path)} cannot be read as a protocol of CUHK03: {legible(e, 120)}. Get it again from {SOURCES['cuhk03'][1].rpartition(' ')[2]}.") from None
-
-# %% ../nbs/behind_datasets.ipynb #c0ffee05
-_CHILD = """
-import importlib, json, sys
-def _child(path, needs, memory, work, args):
-    try:
-        sys.path[:] = path
-        for name in needs: importlib.import_module(name)
-        try:
-            import psutil, resource                                       # the latter is for POSIX only
-            soft,hard = resource.getrlimit(resource.RLIMIT_AS)
-            most = psutil.Process().memory_info().vms+memory
-            if not 0<=soft<most: resource.setrlimit(resource.RLIMIT_AS, (most, hard))
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            resource.setrlimit(resource.RLIMIT_CPU, (3600, resource.getrlimit(resource.RLIMIT_CPU)[1]))   # should whoever started us die, no endless work goes on
-        except (ImportError, OSError, ValueError): pass                   # whoever started us watches, too
-        for said in globals()[work](*args): print(json.dumps([said]), flush=True)
-        print('{}', flush=True)
-    except Exception as e:
-        text = str(e.args[0] if isinstance(e, KeyError) and e.args else e)   # a KeyError quotes
-        print(json.dumps({type(e).__name__: text[:1000]}), flush=True)
-_child(**json.load(sys.stdin))
-"""
-
-def _apart(
-    work:Callable[...,Iterator], # a generator function that imports what it uses, and yields what JSON can tell
-    *args,
-    needs:tuple[str,...]=(),     # modules to import before memory is limited
-    memory:int=256,              # MB for it to use
-    patience:float=60.,          # seconds between two things that it tells
-)->Iterator:
-    "What `work(*args)` yields in a process of its own, so that a crash, endless work or a claim on memory stays there."
-    given = dict(path=[p for p in map(str, sys.path) if p], needs=needs, memory=memory*10**6, work=work.__name__, args=args)
-    one = dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'), '1')   # threads ask for address space
-    child = subprocess.Popen([sys.executable, '-I', '-c', getsource(work)+_CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                             env=os.environ|one, creationflags=getattr(subprocess, 'CREATE_NO_WINDOW', 0))
-    silent,why = [0], []
-    def watch(tick=.05):
-        with suppress(psutil.Error):
-            process = psutil.Process(child.pid)
-            while child.poll() is None and not why:
-                silent[0] += tick                                         # no clock: it goes on while a machine sleeps
-                if silent[0]>patience: why.append(f'nothing was heard of its reader for {patience:g} s')
-                elif process.memory_info().rss>memory*10**6: why.append(f'it asks for more than {memory} MB of memory')
-                else: time.sleep(tick)
-        if why: child.kill()
-    with child:
-        try:
-            Thread(target=watch, daemon=True).start()
-            with suppress(OSError): child.stdin.write(strict_json(given).encode()); child.stdin.close()
-            for line in iter(lambda: child.stdout.readline(2**20), b''):
-                silent[0],said = 0, json.loads(line)
-                if isinstance(said, list): yield said[0]; continue
-                for kind,text in said.items():
-                    if kind in ('ImportError', 'ModuleNotFoundError'): raise ImportError(text)
-                    raise ValueError(f'it asks for more than {memory} MB of memory' if kind=='MemoryError' else text or kind)
-                return
-            code = child.wait()
-            if why: raise ValueError(why[0])
-            raise ValueError(f"its reader died of {signal.Signals(-code).name if -code in set(signal.Signals) else f'code {code}'}")
-        finally: child.kill()
 
 # %% ../nbs/behind_datasets.ipynb #f4493aae
 def _write_pictures(release:str, variant:str, folder:str)->'Iterator': # how many people, then who is done
@@ -631,6 +501,16 @@ def image_folder(
 
 # %% ../nbs/behind_datasets.ipynb #55219002
 READERS = {'market1501': market1501, 'msmt17': msmt17, 'cuhk03': lambda root: cuhk03(root, 'detected'), 'cuhk03-labeled': lambda root: cuhk03(root, 'labeled'), 'folder': image_folder}
+
+def register_data(
+    name:str, # as `Config.data` says it
+    reader,   # function of the folder, and of further options by name, that gives a `Listing`
+):
+    "Give a name to a data set of one's own."
+    if name=='synthetic': raise ValueError("data 'synthetic' is there already: give yours another name.")
+    register(READERS, name, reader, 'data')
+    SOURCES.setdefault(name.partition('-')[0], (f"the files of data '{name}'", ''))
+    return reader
 
 def _options(name:str, given:dict, known:set):
     "Refuse options that `name` does not have."
