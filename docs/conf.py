@@ -3,7 +3,7 @@ import importlib.util, shutil, sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-import lessons
+import engine, lessons
 from readme import settings
 
 cfg = settings()
@@ -24,7 +24,7 @@ add_module_names = False
 html_theme = 'sphinx_book_theme'
 html_title = project
 html_domain_indices = False        # the reference says more than an index of modules
-html_static_path,html_css_files,html_favicon = ['_static'], ['site.css'], '_static/favicon.svg'
+html_static_path,html_css_files,html_favicon = ['_static'], ['site.css', 'live.css'], '_static/favicon.svg'
 html_context = dict(default_mode='auto')   # day or night as the system has it
 html_theme_options = dict(
     repository_url=cfg['git_url'], repository_branch=cfg['branch'], path_to_docs=cfg['nbs_path'], use_repository_button=True, use_issues_button=True,
@@ -44,6 +44,12 @@ def copy_mathjax(app, exception):
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
 
+# The live page: what runs its networks is no part of the repository, see engine.py. Where it is missing, figures stay figures.
+def copy_engine(app, exception):
+    if not exception and app.builder.format=='html' and engine.whole(engine.ENGINE): shutil.copytree(engine.ENGINE, app.outdir/'_static'/'live'/'engine', dirs_exist_ok=True)
+
 def setup(app):
+    if engine.whole(engine.ENGINE): app.add_js_file('live/start.js', loading_method='defer')
+    app.connect('build-finished', copy_engine)
     app.connect('source-read', lessons.prepare)
     app.connect('build-finished', copy_mathjax)

@@ -115,8 +115,8 @@ def overview(lessons:dict[str,str])->str: # module -> lesson
 
 # -- the pages --------------------------------------------------------------------------------------------------------
 
-BEHIND = """pedestrians files names cache pictures data datasets doctor checks teaching desensitize backbones agw machine folder codec joint checkpoint upgradation evaluation
-experiments verification tables figures reproduce report compare deploy bundles outsider locks tree outlet boxes video exact widgets viewer cli""".split()   # in the order in which they may be read
+BEHIND = """pedestrians files names cache shards distrust pictures data datasets doctor checks teaching desensitize backbones agw machine folder codec keyed joint checkpoint upgradation metrics ranking intervals evaluation
+experiments parts features verification tables figures reproduce report compare attacks bundles deploy export outsider locks tree outlet cluster boxes video exact widgets viewer study dashboard playground cli""".split()   # in the order in which they may be read
 
 def wing(caption:str, *pages:str, glob:bool=False)->str:
     "A part of the sidebar."

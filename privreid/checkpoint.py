@@ -98,13 +98,17 @@ class Checkpoint(Callback):
     def __init__(self,
         folder:Path|str,
         every:int=1,    # epochs
+        keep:bool=False,# the last one stands for the end of the training, and stays
     ):
-        self.folder,self.every = Path(folder), every
+        self.folder,self.every,self.keep = Path(folder), every, keep
 
     def paths(self)->list[Path]: return sorted(self.folder.glob('epoch-*.safetensors'))
 
     def after_epoch(self, trainer):
         if not trainer.epoch%self.every: self.write(trainer)
+
+    def after_fit(self, trainer):
+        if self.keep and trainer.epoch%self.every: self.write(trainer)
 
     def write(self, trainer:Trainer):
         "Write a checkpoint now."

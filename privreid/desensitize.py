@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DESENSITIZERS', 'DESENSITIZER_ALIASES', 'Desensitizer', 'box_radius', 'blur_matrix', 'Blur', 'Pixelate',
-           'normal_like', 'generator_on', 'GaussianNoise', 'desensitizer']
+           'normal_like', 'generator_on', 'GaussianNoise', 'desensitizer', 'register_desensitizer']
 
 # %% ../nbs/behind_desensitize.ipynb #f575fa4c
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .checks import check_images, check_number, choice, symbolic
+from .checks import check_images, check_number, choice, register, symbolic
 
 # %% ../nbs/behind_desensitize.ipynb #bd041b5b
 class Desensitizer(nn.Module):
@@ -143,3 +143,10 @@ def desensitizer(
 )->Desensitizer:
     "The paper's desensitizer of that name."
     return DESENSITIZERS[choice(name, DESENSITIZERS, 'desensitizer', DESENSITIZER_ALIASES)](**options)
+
+def register_desensitizer(
+    name:str, # as `Config.desensitizer` says it
+    kind,     # a class, or a function without arguments: gives a module that takes and gives (B,3,H,W) in [-1,1]
+):
+    "Give a name to a desensitizer of one's own."
+    return register(DESENSITIZERS, name, kind, 'desensitizer')

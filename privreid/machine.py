@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DEVICES', 'AT_FIRST', 'HALF', 'Abilities', 'abilities', 'arranged', 'free_memory', 'device_name', 'threads_in',
            'our_cpus', 'busy_seconds', 'Neighbours', 'free_threads', 'set_threads', 'tell_of_neighbours',
-           'device_named', 'processes', 'share_cpus', 'Machine', 'accelerator_on', 'bf16_in_hardware', 'precision_on',
-           'check_machine']
+           'device_named', 'processes', 'share_cpus', 'Machine', 'accelerator_on', 'BatchNorm1dOfAll',
+           'BatchNorm2dOfAll', 'share_statistics', 'bf16_in_hardware', 'precision_on', 'check_machine']
 
 # %% ../nbs/behind_machine.ipynb #a3c1f003
 import os, re, shutil, time, warnings
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from .checks import shown
 
 # %% ../nbs/behind_machine.ipynb #a3c1f006
@@ -162,6 +163,51 @@ def accelerator_on(
                          'each takes a device of its own.')
     if machine.device.type=='cpu' and not together: set_threads(threads)
     return machine
+
+# %% ../nbs/behind_machine.ipynb #own-bn
+class _SumOfAll(torch.autograd.Function):
+    "A sum over all processes; what depends on it in any of them sends its gradient back."
+    @staticmethod
+    def forward(ctx, x):
+        out = x.clone()
+        dist.all_reduce(out)
+        return out
+    @staticmethod
+    def backward(ctx, g):
+        out = g.contiguous().clone()
+        dist.all_reduce(out)
+        return out
+
+class _OfAll:
+    "BatchNorm whose statistics, while it learns, are those of all processes' pictures; each has as many."
+    def forward(self, x:Tensor)->Tensor: # (B,C,...) -> the same
+        if not self.training: return super().forward(x)
+        self._check_input_dim(x)
+        dims,shape,n = [0, *range(2, x.dim())], (1, -1)+(1,)*(x.dim()-2), dist.get_world_size()
+        count = x.numel()//x.shape[1]*n
+        x32 = x.float()
+        mean = _SumOfAll.apply(x32.mean(dims))/n
+        x32 = x32-mean.view(shape)
+        var = _SumOfAll.apply(x32.square().mean(dims))/n
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var*(count/max(1, count-1)), self.momentum)
+            self.num_batches_tracked += 1
+        scale = (var+self.eps).rsqrt()*self.weight
+        return (x32*scale.view(shape)+self.bias.view(shape)).to(x.dtype)
+
+class BatchNorm1dOfAll(_OfAll, nn.BatchNorm1d): "`BatchNorm1d` over all processes."
+class BatchNorm2dOfAll(_OfAll, nn.BatchNorm2d): "`BatchNorm2d` over all processes."
+
+def share_statistics(
+    nets:nn.Module,
+    processes:int, # that train together; alone, nothing changes
+):
+    "Let the BatchNorms of networks see the whole batch from now on. Weights and their names stay."
+    if processes<2: return
+    for m in nets.modules():
+        if type(m) is nn.BatchNorm1d: m.__class__ = BatchNorm1dOfAll
+        elif type(m) is nn.BatchNorm2d: m.__class__ = BatchNorm2dOfAll
 
 # %% ../nbs/behind_machine.ipynb #a3c1f016
 def bf16_in_hardware(cpuinfo:Path=Path('/proc/cpuinfo'))->bool:

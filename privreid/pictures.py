@@ -18,6 +18,7 @@ from torch import Tensor
 from .cache import keep, stamp
 from .checks import shown
 from .files import legible, progress
+from .shards import member, opened
 
 # %% ../nbs/behind_pictures.ipynb #3a9d2e61
 _TURNS = {mark: Image.Transpose[turn] for mark,turn in enumerate(   # EXIF orientation -> what undoes it
@@ -83,9 +84,10 @@ def _open_rgb(path:Path|Image.Image)->tuple[Image.Image,str]:
     "Open a picture, upright, with 8 bits and RGB, and the range it was taken to have."
     if isinstance(path, Image.Image): return _to_rgb(path)   # somebody has opened it
     try:
-        with Image.open(path) as im: return _to_rgb(im)
+        with Image.open(opened(path)) as im: return _to_rgb(im)
     except Exception:
-        with open(path, 'rb') as f:
+        data = member(path)
+        with open(path, 'rb') if data is None else io.BytesIO(data) as f:
             if (start := f.read(len(_PNG)))!=_PNG: raise
             noteless = io.BytesIO(_without_notes(start+f.read()))
         with Image.open(noteless) as im: return _to_rgb(im)
@@ -107,13 +109,15 @@ def _picture_size(size)->tuple[int,int]:
     if h<1 or w<1 or h*w>PIXELS: raise ValueError(f'size is to be (height, width) in whole pixels, at least 1 and together at most {PIXELS:,}, as in (256, 128), not {shown(size)}.')
     return h, w
 
+def _filled(path:Path)->bool: return bool(path.stat().st_size if (data := member(path)) is None else data)
+
 @contextmanager
 def _naming(path:Path|Image.Image):
     "Whatever goes wrong with a picture becomes one sentence that names its file."
     try: yield
     except Exception as e:   # on a damaged file decoders raise whatever they trip over
         why = getattr(e, 'strerror', None) or str(e) or type(e).__name__
-        if isinstance(e, UnidentifiedImageError): why = 'in no format that Pillow knows' if path.stat().st_size else 'the file is empty'
+        if isinstance(e, UnidentifiedImageError): why = 'in no format that Pillow knows' if _filled(path) else 'the file is empty'
         if isinstance(e, Image.DecompressionBombError): why = f'more than {PIXELS:,} pixels, make it smaller'
         raise ValueError(f'{legible(path)} cannot be read as an image ({legible(why, 120)}). Replace or remove it.') from None
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Iterator
 from .checks import shown
 from .files import expand, legible, make_private, remove, strict_json
-from .folder import COUNT, FORMAT_1, held, hexadecimal, misfit, nothing, read_json, write_json, write_text, writing
-from .names import find_images
+from .folder import COUNT, FORMAT_1, expect, held, hexadecimal, misfit, nothing, read_json, write_json, write_text, writing
+from .names import find_images, kind_by_ending
 from .pictures import PIXELS
+from .shards import contents, is_shard, member, pack
 
 # %% ../nbs/behind_tree.ipynb #7710ea4d
 RECORD,WORK = 'privreid.json', '.privreid'   # in the folder that is filled: what is in it; what is being done
@@ -89,11 +90,19 @@ def read_bounded(
     if path.is_symlink() or not path.is_file() or path.stat().st_size>RECORD_BYTES: raise ValueError(f'{legible(path)} is no file that can be read.')
     return read_json(path, shape)
 
+def _record_in(shard:Path)->dict|None:
+    if RECORD not in contents(shard)[0]: return None
+    try: value = json.loads(member(shard/RECORD))
+    except (ValueError, RecursionError): raise ValueError(f'{legible(shard/RECORD)} is not JSON: the archive was cut or edited.') from None
+    return expect(value, _SHAPE, legible(shard/RECORD))
+
 def read_record(folder:Path|str)->dict|None: # None: there is none
-    "What a folder says of the pictures that were made there."
-    path = expand(folder)/RECORD
-    if not os.path.lexists(path): return None
-    found = read_bounded(path, _SHAPE)
+    "What a folder, or an archive, says of the pictures that were made there."
+    folder = expand(folder)
+    path = folder/RECORD
+    if is_shard(folder) and folder.is_file(): found = _record_in(folder)
+    else: found = read_bounded(path, _SHAPE) if os.path.lexists(path) else None
+    if found is None: return None
     for name in found['pictures']: safe_name(name, f'{legible(path)}, a name,')
     return found
 
@@ -101,14 +110,31 @@ def read_record(folder:Path|str)->dict|None: # None: there is none
 def refuse_mixed(source:Path, folder:Path):
     "Say no to an output in the input, and the other way round."
     if folder.is_symlink(): raise ValueError(f'{legible(folder)} is a link, and nothing is written through links: name the folder itself.')
-    if folder.exists() and not folder.is_dir(): raise ValueError(f'{legible(folder)} is a file, and a folder is needed: name another.')
+    if is_shard(folder) and folder.exists() and not folder.is_file(): raise ValueError(f'{legible(folder)} is no file, and an archive is to be written there: name another.')
+    if folder.exists() and not folder.is_dir() and not is_shard(folder): raise ValueError(f'{legible(folder)} is a file, and a folder is needed: name another.')
     a,b = source.resolve(), folder.resolve()
     if a==b or a in b.parents or b in a.parents: raise ValueError(f'{legible(folder)} and {legible(source)} lie in each other: name a folder that is apart from the pictures.')
 
+def _pictures_in(shard:Path)->tuple[Path,list[str],dict[str,str],int]:
+    members,odd = contents(shard)
+    kinds = {n: kind_by_ending(n) for n in (*members, *odd)}
+    failed = {n: why for n,why in odd.items() if kinds[n]!='foreign'}
+    failed |= {n: 'in a format that Pillow does not read by itself' for n in members if kinds[n]=='unopened'}
+    folders = {'/'.join(parts[:k]).casefold() for parts in (n.split('/') for n in members) for k in range(1, len(parts))}
+    def wrong(n):
+        try: safe_name(n, 'its name')
+        except ValueError as e: return str(e)
+        stem = n.rpartition('.')[0]
+        return 'a folder has that name, too' if {f'{stem}.png'.casefold(), f'{stem}.jpg'.casefold(), n.casefold()}&folders else ''
+    images = [n for n in members if kinds[n]=='image']
+    failed |= {n: why for n in images if (why := wrong(n))}
+    return shard, sorted(n for n in images if n not in failed), failed, sum(k=='foreign' for k in kinds.values())
+
 def pictures_below(
-    source:Path, # folder, or one picture
+    source:Path, # folder, archive, or one picture
 )->tuple[Path,list[str],dict[str,str],int]: # folder, names of pictures, those that cannot be read (and why), number of other files
     "What there is to do."
+    if is_shard(source) and source.is_file(): return _pictures_in(source)
     if source.is_file(): return source.parent, [source.name], {}, 0
     if not source.is_dir(): raise FileNotFoundError(f'{legible(source)} is not there: name a folder of pictures, or one picture.')
     names,others = find_images(source)
@@ -195,9 +221,23 @@ class Output:
         write_json(dict(format=1, job=self.job, pictures=dict(sorted(self.done.items())), left_out=self.left_out), self.folder/RECORD, self.private)
         (self.work/'journal').unlink(missing_ok=True)
 
+def _made_by(shard:Path, job:dict)->dict:
+    "What an archive says of itself, if it was made by the same job."
+    before = read_record(shard)
+    if (before or {}).get('job')!=job: raise FileExistsError(f'{legible(shard)} is there already'+(', and was made by another command' if before else '')+': name another file, or say --force to write over it.')
+    return before
+
+def _taken_over(out:Output, shard:Path):
+    "Pictures that an archive of the same job holds count as done."
+    before = _made_by(shard, out.job)
+    for name,made in before['pictures'].items():
+        if name in out.done or name not in contents(shard)[0]: continue
+        data = member(shard/name)
+        if sha256(data).hexdigest()==made['sha256']: out.put(name, data, made['size'])
+
 @contextmanager
 def filled(
-    folder:Path,
+    folder:Path,        # or an archive, .tar: it is packed at the end, of a folder beside it
     source:Path,        # the folder of the originals, where nothing is written
     job:dict,
     force:bool=False,
@@ -205,6 +245,11 @@ def filled(
 )->Iterator[Output]:
     "A folder to fill, which is ours for as long; it is finished at the end, and only then."
     refuse_mixed(source, folder)
+    shard = folder if is_shard(folder) else None
+    if shard:
+        folder = shard.with_name(f'{shard.name}.filling')
+        if os.path.lexists(shard) and not force and not (folder/WORK).is_dir(): _made_by(shard, job)   # before anything is made
+        refuse_mixed(source, folder)
     work = folder/WORK
     with writing(folder):
         folder.mkdir(0o700 if private else 0o777, parents=True, exist_ok=True)
@@ -212,6 +257,11 @@ def filled(
         work.mkdir(0o700, exist_ok=True)
     with held(work):
         out = Output(folder, job, force, private)
+        if shard and shard.exists() and not force: _taken_over(out, shard)
         yield out
         out.finish()
-    if not [p for p in work.iterdir() if p.name!='run.lock']: shutil.rmtree(work, ignore_errors=True)
+        if shard:
+            with writing(shard): pack(folder, [RECORD, *sorted(out.done)], shard, private)
+            out.folder = shard
+    if shard: shutil.rmtree(folder, ignore_errors=True)
+    elif not [p for p in work.iterdir() if p.name!='run.lock']: shutil.rmtree(work, ignore_errors=True)

@@ -6,6 +6,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from scipy.io import savemat
 import privreid.datasets as S
+from privreid import distrust
 from privreid.data import PARTS, PKSampler, ReidData, Split, SyntheticPedestrians
 from privreid.datasets import SPLITS, Listing, Record, cuhk03, divide, image_folder, list_data, load_data, market1501, msmt17, one_query_per_camera, read_split, refuse_unusable, save_split
 from privreid.names import find_images
@@ -450,7 +451,7 @@ def test_a_decoder_that_is_kept_apart_takes_nobody_with_it(work, args, named):
 
 @posix
 def test_memory_is_watched_where_the_system_sets_no_limit(monkeypatch):
-    monkeypatch.setattr(S, '_CHILD', S._CHILD.replace('psutil, resource', 'nothing_of_the_kind'))
+    monkeypatch.setattr(distrust, '_CHILD', distrust._CHILD.replace('psutil, resource', 'nothing_of_the_kind'))
     with pytest.raises(ValueError, match='more than 256 MB of memory'): list(S._apart(takes, 4*10**8))
 
 def test_a_process_apart_is_light_and_patient():

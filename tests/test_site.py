@@ -177,3 +177,18 @@ def test_phone(visit):
     lesson.click()
     page.wait_for_url('**/05_recognise.html')
     assert not page.problems
+
+def test_live(site, visit):
+    "The live page among the rest of the front page: on a phone, by day and by night. What it computes: test_live.py."
+    if not (site/'_static'/'live'/'engine').is_dir(): pytest.skip('the site was built without onnxruntime-web: python docs/engine.py')
+    assert all('live/start.js' in (site/f'{name}.html').read_text(encoding='utf-8') for name in ('index', '02_hide'))
+    page = visit('index.html', width=390)
+    page.get_by_role('button', name='Try it live').click()
+    page.wait_for_selector('.live')
+    page.wait_for_function('document.documentElement.scrollWidth<=390')
+    page.evaluate("document.querySelector('.live details').open = true")
+    assert not faults(page)
+    page.evaluate(DARK)
+    assert not faults(page, runOnly=['color-contrast'])
+    assert not page.problems
+    page.context.close()

@@ -10,7 +10,7 @@ from privreid.joint import preset
 from privreid.pix2pix import UNetGenerator
 from privreid.upgradation import Epsilons, Validation, replay
 from privreid.viewer import Viewer
-from privreid.widgets import RULE, Explorer, demo_run, outcome, to_json
+from privreid.widgets import DECIBELS, RULE, Explorer, demo_run, outcome, to_json
 
 pytestmark = pytest.mark.flaky(reruns=2)   # a browser on a busy machine may be late; a fault of a widget stays one
 PATIENCE = 240_000   # milliseconds: a busy machine is no error
@@ -55,6 +55,9 @@ def check_figure(figure, explorer, eps):
     assert figure.locator('.mark').evaluate_all('ms => ms.map(m => m.dataset.is)')==want['marks']
     assert figure.locator('.bar').evaluate_all('bs => bs.map(b => b.dataset.is)')==want['bars']
     number = lambda path: [float(x) for x in re.findall(r'[\d.]+', path)]
+    assert figure.locator('.beyond').all_text_contents()==want['beyond']
+    for got,path in zip(figure.locator('.arrow').evaluate_all("ls => ls.map(l => l.getAttribute('d'))"), want['arrows']): assert number(got)==pytest.approx(number(path), abs=.006)
+    assert figure.locator('.strip .now').evaluate_all('ls => ls.map(l => +l.dataset.e)')==[min(DECIBELS, key=lambda e: abs(e-eps.psnr))]
     for got,path in zip(figure.locator('.limit').evaluate_all("ls => ls.map(l => l.getAttribute('d'))"), want['limits']): assert number(got)==pytest.approx(number(path), abs=.006)
 
 MOVES = (('ssim', 'ArrowRight', 20, .005), ('psnr', 'ArrowLeft', 22, -.05), ('r1', 'ArrowRight', 40, .005))   # each changes the numbers of the demo run
@@ -131,7 +134,12 @@ def test_light_dark_phone_and_no_script(browser, page, serve, tmp_path):
             assert background()==want
     page.set_viewport_size(dict(width=360, height=740))
     assert page.evaluate('document.documentElement.scrollWidth')<=360
-    assert page.locator('svg text').first.evaluate('t => t.getBoundingClientRect().height')>=9   # pixels
+    for width in (360, 390, 480, 640, 900, 1280):   # every text is 12 pixels or more
+        page.set_viewport_size(dict(width=width, height=740))
+        smallest = page.evaluate('''() => Math.min(...[...document.querySelectorAll('figure.privreid *')].filter(e => e.checkVisibility() && [...e.childNodes].some(n => n.nodeType==3 && n.data.trim()) && e.tagName!='STYLE' && e.tagName!='SCRIPT')
+            .map(e => parseFloat(getComputedStyle(e).fontSize)*(e.ownerSVGElement ? e.ownerSVGElement.getBoundingClientRect().width/440 : 1)))''')
+        assert smallest>=11.99, (width, smallest)
+        assert page.evaluate('document.documentElement.scrollWidth')<=width
     plain = browser.new_context(java_script_enabled=False).new_page()
     plain.goto(address)
     assert plain.locator('.mark').count()==3*8 and not plain.locator('input').first.is_visible()
