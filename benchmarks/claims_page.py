@@ -124,6 +124,11 @@ class Page:
     def demo_upgrades(self)->str: return in_words(sum(h['kind']=='decision' and h['action']=='upgrade' for h in self.demo.history))
     def demo_minutes(self)->str: return in_words(max(1, round(self.record['demo']['seconds']/60)))
     def demo_seconds(self)->str: return str(self.record['demo']['seconds'])
+    def attacked(self, name)->str:
+        "Rank-1 of the outsider, in whole percent, in what an attack on the recorded demo has made of its protected pictures."
+        from privreid.report import load_attacks
+        rows = load_attacks(ROOT/'privreid'/'demo_run')['arms']['w/ U']['rows']
+        return f"{100*next(r['rank1'] for r in rows if r['name']==name):.0f}"
     def long_count(self, action)->str: return in_words(sum(h['kind']=='decision' and h['action']==action for h in self.long.history))
     def long_validations(self)->str: return str(sum(h['kind']=='decision' for h in self.long.history))
 
