@@ -251,7 +251,8 @@ def demo(args)->int:
     if len(found)!=1: raise SystemExit(f'{kept} should hold one demo of lesson 08, and holds {len(found)}.')
     run = found[0].parent
     for name in SHIPPED: shutil.copyfile(run/name, ROOT/'privreid'/'demo_run'/name)
-    do('-m', 'privreid', 'attack', run, '--attack', *ATTACKS, '--others', *(r for r in [args.out/'runs'/'seed1-blur'] if (r/'results.json').is_file()))
+    other = args.out/'runs'/'seed1-blur'   # whose key is tried, too
+    do('-m', 'privreid', 'attack', run, '--attack', *ATTACKS, *(('--others', other) if (other/'results.json').is_file() else ()))
     shutil.copyfile(run/'attacks.json', ROOT/'privreid'/'demo_run'/'attacks.json')
     do('docs/row.py', run)
     do('docs/execute.py', 'nbs/behind_widgets.ipynb')
