@@ -100,6 +100,7 @@ class Page:
         told = {r['seed']: r for r in self.record[self.part] if r['desensitizer']==d}
         def one(r): return ', '.join(map(str, sorted([*r['upgrades'], *r['falls']], key=int))) or 'never'
         return '; '.join(one(r) for _,r in sorted(told.items()))
+    def unchanged(self, d:str)->int: return sum(not r['upgrades'] and not r['falls'] for r in self.record[self.part] if r['desensitizer']==d)   # seeds
     def first_upgrade(self, d:str)->str:
         found = [r['upgrades'][0] for r in self.record[self.part] if r['desensitizer']==d and r['upgrades']]
         return f'{min(found)} to {max(found)}' if found and min(found)<max(found) else str(found[0]) if found else 'none'

@@ -6,6 +6,7 @@ os.environ |= dict(PRIVREID_CACHE=tempfile.mkdtemp(prefix='privreid-test-'), OMP
 atexit.register(shutil.rmtree, os.environ['PRIVREID_CACHE'], ignore_errors=True)
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from PIL import Image
 from privreid.data import SyntheticPedestrians
@@ -78,9 +79,13 @@ def browser(chromium, missing):
 def site(tmp_path_factory, missing)->Path:
     "The site, built as docs/README.md says, with a proxy that leads nowhere."
     if not all(map(importlib.util.find_spec, ('sphinx', 'myst_nb', 'sphinx_book_theme'))): missing("the site needs Sphinx: pip install -e '.[docs]'")
-    root,tmp = Path(__file__).resolve().parent.parent, tmp_path_factory.mktemp('site')
+    root,tmp = Path(__file__).resolve().parent.parent, tmp_path_factory.getbasetemp()/'site'
+    if 'PYTEST_XDIST_WORKER' in os.environ: tmp = tmp_path_factory.getbasetemp().parent/'site'   # one for all workers
     command = re.search(r'^sphinx-build (.*) -d \S+ nbs _site$', (root/'docs'/'README.md').read_text(encoding='utf-8'), flags=re.M)[1].split()
     env = os.environ | {k: 'http://127.0.0.1:9' for k in ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY')}
-    p = subprocess.run([sys.executable, '-m', 'sphinx', '-q', *command, '-d', tmp/'doctrees', 'nbs', tmp/'html'], cwd=root, env=env, capture_output=True, text=True)
-    assert p.returncode==0, p.stderr[-4000:]
+    with FileLock(f'{tmp}.lock'):
+        if not (said := tmp.with_suffix('.txt')).exists():
+            p = subprocess.run([sys.executable, '-m', 'sphinx', '-q', *command, '-d', tmp/'doctrees', 'nbs', tmp/'html'], cwd=root, env=env, capture_output=True, text=True)
+            said.write_text(p.stderr[-4000:] if p.returncode else '', encoding='utf-8')
+    assert not said.read_text(encoding='utf-8'), said.read_text(encoding='utf-8')
     return tmp/'html'
