@@ -2,4 +2,4 @@
 from test_notebooks import COURSE, check, each
 
 @each(COURSE)
-def test_lesson(notebook): check(notebook)
+def test_lesson(notebook, tmp_path): check(notebook, tmp_path)
