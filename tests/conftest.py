@@ -71,7 +71,8 @@ def chromium(missing)->str:
 def browser(chromium, missing):
     "One browser for all tests: Playwright starts once in a process."
     if not importlib.util.find_spec('playwright'): missing("Chromium is driven by Playwright: pip install -e '.[dev]'")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
+    expect.set_options(timeout=60_000)   # milliseconds: a busy machine is no error
     with sync_playwright() as p:
         with p.chromium.launch(executable_path=chromium, args=['--no-sandbox', '--disable-dev-shm-usage']) as browser: yield browser
 

@@ -26,8 +26,6 @@ def write_page(folder, n=300, practice=2, rater=3, study='one'):
     path.write_text(rating_page(items, [[True, picture(0), picture(0)], [False, picture(0), picture(9)]][:practice], rater, study), encoding='utf-8')
     return path.as_uri(), items
 
-expect.set_options(timeout=60_000)
-
 @pytest.fixture
 def context(browser):
     context = browser.new_context(viewport=dict(width=1280, height=800))
