@@ -203,8 +203,10 @@ def lab(tmp_path_factory):
             except OSError: time.sleep(.5)
             assert server.poll() is None, (root/'.log').read_text()
         else: pytest.fail(f'JupyterLab does not answer: {(root/".log").read_text()[-2000:]}')
+        expect.set_options(timeout=PATIENCE)   # of what a kernel answers
         yield root, address
     finally:
+        expect.set_options(timeout=60_000)
         server.terminate()
         try: server.wait(20)
         except subprocess.TimeoutExpired: server.kill()
