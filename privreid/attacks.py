@@ -13,9 +13,11 @@ __all__ = ['HOLDINGS', 'THREATS', 'OWNER', 'DOTS', 'ATTRIBUTES', 'ATTACKS', 'APA
 # %% ../nbs/behind_attacks.ipynb #att-imports
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -26,7 +28,7 @@ from .checks import check_number, choice
 from .data import Split, SyntheticPedestrians, to_float, to_uint8
 from .desensitize import Blur, GaussianNoise, Pixelate, blur_matrix
 from .evaluation import apply, distances, evaluate_ranking, interval, likeness, outcomes_of, resampled, restart, summary_of
-from .experiments import Experiment, arm_named, data_options, environment, finished_arms, load_run, open_run, write_pictures
+from .experiments import Experiment, arm_named, data_options, environment, load_run, open_run, write_pictures
 from .files import expand, legible, progress
 from .folder import held, write_json
 from .joint import Config, ReidTraining, Supervision, Trainer, seed_of, stretched
@@ -34,7 +36,8 @@ from .machine import accelerator_on, arranged
 from .outsider import acquainted
 from .pedestrians import PERSON, draw_fields
 from .pix2pix import UNetGenerator
-from .report import ATTACKED, ATTACKS_FILE, Results, attack_headline, attack_table, load_attacks, write_report
+from .ranking import Retrieval
+from .report import ATTACKS_FILE, attack_headline, attack_table, load_attacks, write_report
 
 # %% ../nbs/behind_attacks.ipynb #att-threats
 HOLDINGS = dict(
@@ -72,9 +75,8 @@ THREATS = {t.name: t for t in (
     Threat('baseline', ('candidates', 'method', 'pairs'), 'the same as pictures and pairs, had a desensitizer alone hidden the people', _SEEN))}
 OWNER = Threat('owner', ('published', 'candidates', 'key'), 'the people back', _SEEN)   # no attacker: the scale
 
-def threat_table()->'pd.DataFrame': # attack x (holds, wants, success), as text
+def threat_table()->pd.DataFrame: # attack x (holds, wants, success), as text
     "The threat models of all attacks."
-    import pandas as pd
     return pd.DataFrame({t.name: dict(holds='; '.join(HOLDINGS[h] for h in t.holds), wants=t.wants, success=t.success) for t in THREATS.values()}).T
 
 # %% ../nbs/behind_attacks.ipynb #att-scene
@@ -95,10 +97,12 @@ def refuse_shared(
     what:str='The attacker', # for the message
 ):
     "Say no to an attacker who has learnt from his victims."
+    def marks(split): return [blake2b(im.numpy().tobytes(), digest_size=16).digest() for im in split.images]   # a gallery need not fit into memory twice
+    seen = marks(theirs)
     for v in victims:
         people = set(theirs.pids[theirs.pids>0].tolist())&set(v.pids[v.pids>0].tolist())
-        known = {im.numpy().tobytes() for im in v.images}
-        same = sum(im.numpy().tobytes() in known for im in theirs.images)
+        known = set(marks(v))
+        same = sum(m in known for m in seen)
         if people or same: raise ValueError(f'{what} learns from his victims: {len(people)} identities and {same} pictures are in both. Take other people.')
 
 class Scene:
@@ -116,6 +120,7 @@ class Scene:
         self.query,self.gallery,self.protect,self.eyes,self.desensitize = query, gallery, protect, eyes, desensitize
         self.cfg,self.accelerator = replace(cfg, precision='no', compile=False), accelerator or accelerator_on('')
         self.have = have|dict(published=as_files(protect, gallery.images, self.device), candidates=query, method=desensitize)
+        self.strangers = set()   # of what was looked through, and holds no victim
         if 'others' in have and 'pairs' not in have: self.have['pairs'] = self.pairs
 
     @property
@@ -133,7 +138,9 @@ class Scene:
         if item not in self.have: raise NotHeld(f'{HOLDINGS.get(item, item)}: not here')
         found = self.have[item]
         if callable(found) and not isinstance(found, nn.Module): found = self.have[item] = found()
-        if item in ('street', 'others', 'references'): refuse_shared(found, (self.query, self.gallery))
+        if item in ('street', 'others', 'references') and item not in self.strangers:
+            refuse_shared(found, (self.query, self.gallery))
+            self.strangers.add(item)
         return found
 
 class Hand:
@@ -504,9 +511,8 @@ def attack(self:Scene,
             if name in APART: out[name] = ATTACKS[name](hand, effort)
             else: keep(name, ATTACKS[name](hand, effort), time.time())
         except NotHeld as e: out['skipped'][name] = str(e)
-    tag = {id(t): f'{a}/{t.name}' for a,t,*_ in done}
-    kept = outcomes_of(self.query, self.gallery, done[0][3], {tag[id(t)]: scores for _,t,_,_,scores,_ in done}, {tag[id(t)]: like for _,t,*_,like in done if like is not None})
-    out['rows'] = [_row(kept, tag[id(t)], a, t, seconds, scores, like) for a,t,seconds,_,scores,like in done]
+    kept = outcomes_of(self.query, self.gallery, done[0][3], {_key(a, t): scores for a,t,_,_,scores,_ in done}, {_key(a, t): like for a,t,*_,like in done if like is not None})
+    out['rows'] = [_row(kept, a, t, seconds, scores, like) for a,t,seconds,_,scores,like in done]
     at = torch.linspace(0, len(self.gallery)-1, min(8, len(self.gallery))).long()
     return out, {t.name: t.made[at] for a,t,*_ in done if t.made is not None and (a=='scale' or t.name==_best(out['rows'], a))}
 
@@ -514,10 +520,12 @@ def _best(rows, attack):
     "The try of an attack in whose pictures most people are found."
     return max((r for r in rows if r['attack']==attack and r['psnr'] is not None), key=lambda r: r['rank1'], default=dict(name=''))['name']
 
-def _row(kept, key, attack, t, seconds, scores, like):
+def _key(attack:str, t:Try)->str: return f'{attack}/{t.name}'   # of a try, among all of them
+
+def _row(kept, attack, t, seconds, scores, like):
     "The numbers of one try."
     def between(draws, n): return (lambda i: i and list(i))(interval(draws, n))
-    ranks,n = kept.ranks, kept.identities
+    key,ranks,n = _key(attack, t), kept.ranks, kept.identities
     row = dict(attack=attack, name=t.name, pairs=t.pairs, queries=t.queries, seconds=seconds, rank1=float(scores[0].mean()), rank1_interval=between(ranks[key][0], n), mAP=float(scores[2].mean()))
     for to in ('protected', 'recovered with the key'):   # differences, draw by draw
         base = ranks.get(f'scale/{to}')
@@ -583,13 +591,14 @@ def attack_run(
 )->dict: # numbers, as JSON has them
     "Attack a finished run, and keep what came of it in its folder."
     run,names = expand(run), chosen_attacks(attacks)
-    scene = scene_of(run, arm, others, people, root, device)
     arm = arm_named(arm) if arm else default_arm(run)
+    scene = scene_of(run, arm, others, people, root, device)
     setup = dict(people=people, effort={k: list(v) if isinstance(v, tuple) else v for k,v in asdict(effort).items()})
     with held(run):
         kept = load_attacks(run) or dict(format=1, arms={})
         found,shown = scene.attack(names, effort)
-        found |= dict(setup=setup, utility=_utility(scene), chance=_chance(scene), identities=len(scene.query.pids.unique()), asked=len(scene.query), environment=environment(scene.device))
+        owner = _of_owner(scene)
+        found |= dict(setup=setup, utility=owner.mAP, chance=owner.chance, identities=len(scene.query.pids.unique()), asked=len(scene.query), environment=environment(scene.device))
         found = _with_earlier(found, kept['arms'].get(arm), names)
         found['headline'] = attack_headline(found)
         kept['arms'][arm] = found
@@ -609,13 +618,8 @@ def _with_earlier(found, before, names):
     found['rows'].sort(key=lambda r: order.index(r['attack']))
     return found
 
-def _utility(scene)->float:
-    "mAP of the authorised model, protected query among protected pictures: what the owner has of it."
+def _of_owner(scene)->Retrieval:
+    "The authorised model, protected query among protected pictures: its mAP is what the owner has of it."
     reid = scene.fetch('reid')
     q,g = apply(reid, as_files(scene.protect, scene.query.images, scene.device), scene.device), apply(reid, scene.have['published'], scene.device)
-    return evaluate_ranking(distances(q, g), scene.query.pids, scene.gallery.pids, scene.query.cams, scene.gallery.cams).mAP
-
-def _chance(scene)->float:
-    "rank-1 of a ranking drawn by lot."
-    level = (torch.zeros(len(scene.gallery)) for _ in range(len(scene.query)))
-    return evaluate_ranking(level, scene.query.pids, scene.gallery.pids, scene.query.cams, scene.gallery.cams).chance
+    return evaluate_ranking(distances(q, g), scene.query.pids, scene.gallery.pids, scene.query.cams, scene.gallery.cams)

@@ -25,7 +25,7 @@ from .experiments import arm_named, load_run, run_experiment
 from .files import expand, legible
 from .joint import preset
 from .machine import accelerator_on
-from .outlet import KEEP, Done, convert, encoded, fill, how_written, names_back, notes_of, proved
+from .outlet import KEEP, Done, convert, encoded, fill, how_written, names_back, notes_of, proved, why_not
 from .outsider import known_people, pattern_for, told_by_outsider
 from .pictures import read_image
 from .shards import contents, shards_of
@@ -358,10 +358,12 @@ def shard_by_shard(
     whole = Done(out, 0, 0)
     for name in shards_of(source):
         try: contents(source/name)
-        except (ValueError, OSError) as e: whole.failed[name] = ' '.join(str(e).split()); continue
+        except (ValueError, OSError) as e:
+            whole.failed[name] = why_not(e)
+            whole.inputs += 1
+            continue
         done = act(source/name, out/name)
         for k in ('pictures', 'new', 'others', 'inputs'): setattr(whole, k, getattr(whole, k)+getattr(done, k))
         whole.failed |= {f'{name}/{n}': why for n,why in done.failed.items()}
         whole.notes += [f'{name}: {note}' for note in done.notes]
-    whole.inputs += len([n for n in whole.failed if n.endswith('.tar')])
     return whole

@@ -42,7 +42,7 @@ from .folder import (COUNT, FINITE, NUMBER, RATE, by_main, claimed, compare_part
                              write_json, write_text, writing)
 from .joint import Callback, Config, JointTraining, Progress, ReidTraining, Supervision, Trainer, agw_of, check, desensitizer_of, network_of, read_config
 from .machine import accelerator_on, arranged, device_name, threads_in
-from .parts import NO_PARTS, Parts, check_told, fresh_callbacks, load_plugin, made, parts_for, remember, said_of, try_parts
+from .parts import NO_PARTS, Parts, check_told, fresh_callbacks, load_plugin, made, parts_for, remember, try_parts
 from .upgradation import Epsilons, Upgradation, Validation, check_measured, decide
 
 # %% ../nbs/behind_experiments.ipynb #84d5d38e
@@ -664,7 +664,7 @@ def net_of(
 
 def load_arm(folder:str|Path, name:str, device='cpu')->Arm:
     "Read the networks of one arm."
-    name,(cfg,meta) = arm_named(name), load_run(folder)
+    name,meta = arm_named(name), load_run(folder)[1]
     if name not in meta['arms']: raise ValueError(f"{folder} has no arm '{name}': choose {', '.join(meta['arms'])}.")
     at = expand(folder)/ARM_FOLDERS[name]
     reid,*generators = (load_weights(net_of(folder, k).to(device), at/f'{k}.safetensors') for k in ('reid', *(('anonymizer', 'recovery') if name in ('w/o U', 'w/ U') else ())))

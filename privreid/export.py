@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from .agw import AGW
-from .bundles import KINDS, LOCKED, ROLES, default_arm, from_run, look_at, read_bundle
+from .bundles import KINDS, LOCKED, ROLES, from_run, look_at, read_bundle
 from .checks import choice
 from .experiments import arm_named
 from .files import atomic, expand, legible, strict_json

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from .checks import check_number, check_size, legible, shown
-from .data import Split, to_float
+from .data import Split
 from .evaluation import apply
 from .experiments import arm_named, evaluate_run, load_arm, load_run
 from .files import atomic, expand

@@ -25,7 +25,7 @@ from .checks import check_number, choice, shown
 from .codec import THROUGH, via_file
 from .data import PKSampler, Split, augment, draw_augmentation, to_float
 from .datasets import READERS
-from .desensitize import DESENSITIZER_ALIASES, DESENSITIZERS, Desensitizer, desensitizer
+from .desensitize import DESENSITIZER_ALIASES, DESENSITIZERS, desensitizer
 from .files import progress
 from .keyed import KEYED, draw_streams, generator_of
 from .machine import HALF, Neighbours, abilities, accelerator_on, arranged, check_machine, free_memory, precision_on, share_statistics, tell_of_neighbours
@@ -502,7 +502,8 @@ class Trainer:
         callbacks:tuple=(),      # called in this order
     ):
         self.training,self.supervision,self.callbacks = training, supervision, list(callbacks)
-        self.cfg,self.accelerator = cfg,accelerator = training.cfg, training.accelerator
+        self.cfg = cfg = training.cfg
+        self.accelerator = training.accelerator
         self.sampler = PKSampler(train.pids, cfg.batch//cfg.per_identity, cfg.per_identity, cfg.seed)
         _refuse(_misfits(train, training, self.sampler))
         full = self.sampler.p*cfg.per_identity

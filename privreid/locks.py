@@ -7,7 +7,7 @@ __all__ = ['MAGIC', 'COST', 'LOCK_BYTES', 'LOCKED_WITH', 'one_of', 'refuse_file'
            'passphrase_in', 'ask_passphrase']
 
 # %% ../nbs/behind_locks.ipynb #df397155
-import json, secrets, sys, unicodedata, warnings
+import json, secrets, unicodedata, warnings
 from functools import partial
 from pathlib import Path
 from typing import Callable

@@ -85,11 +85,13 @@ def entries(folder:str|Path)->list[os.DirEntry]:
         with os.scandir(folder) as found: return sorted(found, key=lambda e: e.name)
     except OSError as e: raise type(e)(f'{legible(folder)} cannot be looked into ({e.strerror}): ask its owner for the right to read it, or take it out of the data set.') from None
 
-def kind_by_ending(name:str)->str: # image, unopened (a picture that Pillow cannot read) or foreign
+def kind_by_ending(
+    name:str,         # of a file, without its folders
+    endings:set[str], # from `picture_endings`
+)->str:               # image, unopened (a picture that Pillow cannot read) or foreign
     "What a file is, as far as its name tells."
-    last = name.rpartition('/')[2]
-    ending = last[last.rfind('.'):].lower() if last[:1]!='.' and '.' in last else ''
-    return 'image' if ending in picture_endings() else 'unopened' if ending in _NEEDS_MORE else 'foreign'
+    ending = name[name.rfind('.'):].lower() if name[:1]!='.' and '.' in name else ''
+    return 'image' if ending in endings else 'unopened' if ending in _NEEDS_MORE else 'foreign'
 
 def find_images(
     root:Path,
@@ -101,15 +103,15 @@ def find_images(
     found = dict(image=[], foreign=[], unopened=[])
     images = found['image']
     def sort_in(e:os.DirEntry, name:str):
-        ending = e.name[e.name.rfind('.'):].lower()
         try: is_folder = e.is_dir()
         except OSError: return found['foreign'].append(name)            # a link to itself
         if is_folder:
             if e.name[0]=='.' or e.name in _OF_SYSTEMS: found['foreign'].append(f'{name}/')
             elif deep: todo.append(f'{name}/')
         elif e.name[0]=='.' or not (e.is_file() or e.is_symlink()): found['foreign'].append(name)
-        elif ending in endings: images.append(name)
-        else: found['unopened' if ending in _NEEDS_MORE else _kind_of(e.path)].append(name)
+        else:
+            kind = kind_by_ending(e.name, endings)
+            found[_kind_of(e.path) if kind=='foreign' else kind].append(name)
     while todo:
         folder = todo.pop()
         inside,stat = entries(root/folder), os.stat(root/folder)

@@ -12,7 +12,6 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Callable
 import torch
 from torch import Tensor, nn
 from .checks import REGISTERED, check_images, choice, legible, shown
@@ -52,15 +51,15 @@ class Parts:
     def __post_init__(self):
         for k in ('networks', 'losses'):
             if not isinstance(getattr(self, k), dict): _no(f'{k} must be a dictionary of names', f'not {shown(getattr(self, k))}')
-        for k in self.networks: choice(k, NETWORKS, 'network')
-        if set(self.networks)-set(NETWORKS): _no(f'networks are {", ".join(NETWORKS)}', f'not {", ".join(self.networks)}')
+        for k in self.networks:
+            if choice(k, NETWORKS, 'network')!=k: _no(f'networks are {", ".join(NETWORKS)}', f'not {", ".join(self.networks)}')
         if isinstance(self.callbacks, (str, dict)) or not hasattr(self.callbacks, '__iter__'): _no('callbacks must be a list', f'not {shown(self.callbacks)}')
         object.__setattr__(self, 'callbacks', tuple(self.callbacks))
         for what,part in self._each():
             if part is not None and not callable(part) and what not in ('data', 'callback'): _no(f'{what} must be a module, a class or a function', f'not {shown(part)}')
         if self.reid is not None and isinstance(self.reid, nn.Module): _no('reid is made for a number of people', 'give a function of configuration and number of people, such as lambda cfg, identities: AGW(identities, net, features=768)')
         for name,f in self.losses.items():
-            if not re.fullmatch(r'[a-z][a-z0-9_]{0,39}', str(name)) or name in OWN_TERMS: _no(f'a loss of yours needs a name of its own, in lower case', f'not {shown(name)}')
+            if not re.fullmatch(r'[a-z][a-z0-9_]{0,39}', str(name)) or name in OWN_TERMS: _no('a loss of yours needs a name of its own, in lower case', f'not {shown(name)}')
             if odd := [a for a in _arguments(f) if a not in OF_A_STEP]: _no(f"the loss '{name}' asks for {odd[0]}", f'it may ask for {", ".join(OF_A_STEP)}')
 
     def _each(self):

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from .checks import check_number, choice, shown
+from .checks import check_number, choice
 from .data import SyntheticPedestrians, to_float, to_uint8
 from .desensitize import DESENSITIZERS
 from .evaluation import pooled_psnr, ssim
 from .experiments import finished_arms, load_arm, load_run
 from .files import expand
-from .pictures import PIXELS, read_image
+from .pictures import PIXELS, encode, read_image
 from .widgets import SAID, WIDGET_STYLE, told
 
 # %% ../nbs/behind_playground.ipynb #play-core
@@ -78,17 +78,14 @@ class Playground:
             found['recovered'] = self.arm.recovery(to_float(to_uint8(p)))   # from a picture of 8 bits, as from a file
         return {k: to_uint8(v).cpu() for k,v in found.items()}
 
-    def notes(self)->dict[str,str]: # name -> how like the raw picture
-        seen = self.stages()
+    def notes(self,
+        seen:dict[str,Tensor]=None, # from `stages`; default: as it is now
+    )->dict[str,str]:               # name -> how like the raw picture
+        seen = seen or self.stages()
         raw = to_float(seen['raw'])
         return {k: '' if k=='raw' else f'{pooled_psnr(to_float(v), raw).item():.1f} dB, SSIM {ssim(to_float(v), raw).item():.2f}' for k,v in seen.items()}
 
 # %% ../nbs/behind_playground.ipynb #play-talk-code
-def _png_bytes(image:Tensor)->bytes: # uint8 (1,3,H,W)
-    out = io.BytesIO()
-    Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(out, 'png')
-    return out.getvalue()
-
 class Talk:
     "Hears wishes about a `Playground` and answers them."
     def __init__(self, playground:Playground): self.playground = playground
@@ -105,9 +102,9 @@ class Talk:
             if do=='open': play.open(bytes(buffers[0]) if len(buffers) else b'')
             if do=='set': play.set(wish.get('method'), wish.get('strength'))
         except SAID as e: message = str(e)
-        seen,notes = play.stages(), play.notes()
+        seen = play.stages()
         low,high,_ = STRENGTHS[play.method]
-        return dict(names=list(seen), notes=list(notes.values()), message=message, method=play.method, strength=play.strength, low=low, high=high, methods=list(DESENSITIZERS)), [_png_bytes(v) for v in seen.values()]
+        return dict(names=list(seen), notes=list(play.notes(seen).values()), message=message, method=play.method, strength=play.strength, low=low, high=high, methods=list(DESENSITIZERS)), [encode(v[0]) for v in seen.values()]
 
 # %% ../nbs/behind_playground.ipynb #play-page-code
 PLAY_SCRIPT = '''

@@ -433,7 +433,11 @@ def load_attacks(
     path = expand(folder)/ATTACKS_FILE
     return read_json(path, dict(format=FORMAT_1, arms={str: ATTACKED})) if path.is_file() else {}
 
-def _percent(value, between): return f'{100*value:.1f}'+('' if between is None else f' [{100*max(0, between[0]):.0f}, {100*min(1, between[1]):.0f}]')
+def _beside(value, between, scale=1, digits=2, of_bounds=2)->str: # a share, and its interval within 0..1
+    if between is None: return f'{scale*value:.{digits}f}'
+    return f'{scale*value:.{digits}f} [{scale*max(0, between[0]):.{of_bounds}f}, {scale*min(1, between[1]):.{of_bounds}f}]'
+
+def _percent(value, between)->str: return _beside(value, between, 100, 1, 0)
 
 def attack_table(
     rows:list[dict], # of `ATTACKED`
@@ -479,7 +483,7 @@ def attacks_part(run:Finished)->str:
         effort = f['setup'].get('effort', {})
         out += f"<h3>{escape(arm)}</h3><p>Raw queries, {f['asked']} of {f['identities']} people; in brackets the {LEVEL:.0%} interval over people. Attackers learn from other people: {escape(str(f['setup'].get('people', '')))}, {escape(str(effort.get('steps', '')))} steps for an inverse, {escape(str(effort.get('epochs', '')))} epochs for a Re-ID model.</p>"
         if f['rows']: out += f'<div class="neutral">{table(attack_table(f["rows"]))}</div>'
-        if f['membership']: out += table(pd.DataFrame([{'by': f"{m['level']}, {m['score']}", 'AUC': _plain_between(m['auc'], m['auc_interval']), 'told, %': _percent(m['true'], m['true_interval']), 'at false alarms, %': f"{100*m['false']:.1f}", 'members': m['members'], 'others': m['others'], 'reference models': m['references']} for m in f['membership']]).set_index('by'), 'Who was trained on?')
+        if f['membership']: out += table(pd.DataFrame([{'by': f"{m['level']}, {m['score']}", 'AUC': _beside(m['auc'], m['auc_interval']), 'told, %': _percent(m['true'], m['true_interval']), 'at false alarms, %': f"{100*m['false']:.1f}", 'members': m['members'], 'others': m['others'], 'reference models': m['references']} for m in f['membership']]).set_index('by'), 'Who was trained on?')
         if f['attributes']: out += table(pd.DataFrame([{'read': a['attribute'], 'in': a['seen'], 'right, %': _percent(a['accuracy'], a['interval']), 'chance, %': f"{100*a['chance']:.0f}"} for a in f['attributes']]).set_index('read'), 'What they wear: a linear probe')
         if f['skipped']: out += '<p>Not run: '+escape('; '.join(f'{k} ({why})' for k,why in f['skipped'].items()))+'.</p>'
         out += f'<p><b>{escape(attack_words(f))}</b></p>'
@@ -487,8 +491,6 @@ def attacks_part(run:Finished)->str:
     if out and sheet.is_file():
         out += '<div class="pictures">'+''.join(f'<figure><figcaption>{escape(k)}</figcaption>{image(im, f"test images, {k}")}</figure>' for k,im in read_pictures(sheet).items())+'</div>'
     return out
-
-def _plain_between(value, between): return f'{value:.2f}'+('' if between is None else f' [{max(0, between[0]):.2f}, {min(1, between[1]):.2f}]')
 
 # %% ../nbs/behind_report.ipynb #1aa8a0e4
 def upgradation_part(run:Finished)->str:

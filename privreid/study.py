@@ -6,17 +6,18 @@
 __all__ = ['groups_of', 'deal', 'rating_page', 'make_study', 'study_scores', 'scores_text', 'Rating', 'rate']
 
 # %% ../nbs/behind_study.ipynb #study-imports
-import base64, html, io, secrets, time
+import base64, html, secrets, time
 from pathlib import Path
 import ipywidgets
 import pandas as pd
 from PIL import Image
 from torch import Tensor
-from .checks import check_number, choice, legible
+from .checks import check_number, legible
 from .data import Split
-from .experiments import ARMS, load_arm, open_run
+from .experiments import load_arm, open_run
 from .files import atomic, expand, strict_json
-from .verification import ANSWERS, GROUPS, check_pairs, count_pairs, draw_key, pair_images, power_words, read_key, read_rows, read_votes, sample_pairs, score_votes, write_group, write_sheets
+from .pictures import encode
+from .verification import ANSWERS, GROUPS, check_pairs, count_pairs, draw_key, pair_images, read_key, read_rows, read_votes, sample_pairs, score_votes, write_group, write_sheets
 from .widgets import WIDGET_STYLE, told
 
 # %% ../nbs/behind_study.ipynb #study-groups
@@ -153,10 +154,8 @@ read(); show();
 '''
 
 # %% ../nbs/behind_study.ipynb #study-page-code
-def _png(image:Tensor)->str: # uint8 (3,H,W)
-    out = io.BytesIO()
-    Image.fromarray(image.permute(1,2,0).numpy()).save(out, 'png')
-    return 'data:image/png;base64,'+base64.b64encode(out.getvalue()).decode()
+def _inside(png:bytes)->str: # of a file
+    return 'data:image/png;base64,'+base64.b64encode(png).decode()
 
 def rating_page(
     items:list,     # (group, pair, name of the left file, of the right one, left, right picture as `data:`), in the order of asking
@@ -194,17 +193,14 @@ def make_study(
         check_number(g, 'a group', least=1, most=len(GROUPS), whole=True)
         if g not in asked.home: raise ValueError(f"Group {g} ({', '.join(GROUPS[g-1])}) needs a run that has those networks; these have {', '.join(map(str, sorted(asked.home)))}.")
     key = deal(draw_key(asked.data.gallery, pairs, raters, seed, tuple(wanted)), raters, each)
-    pictures = {}   # (group, pair) -> left and right
     study,trial = secrets.token_hex(6), _practice(asked, wanted, practice, seed)
     with atomic(folder, private=True) as tmp:
         for g,rows in key.drop_duplicates(['group', 'pair']).groupby('group'):
-            images = asked.pictures(asked.data.gallery, rows, g)
-            write_group(tmp, rows, images)
-            pictures |= {(g, p): pair for p,pair in zip(rows.pair, zip(*images))}
+            write_group(tmp, rows, asked.pictures(asked.data.gallery, rows, g))
         write_sheets(tmp, key)
         for rater in sorted(key.rater.unique()):
             rows = read_rows(tmp/f'sheet-{rater:02d}.csv', 'group', 'pair').merge(pd.read_csv(tmp/f'sheet-{rater:02d}.csv', usecols=['group', 'pair', 'left', 'right']))
-            items = [[int(r.group), int(r.pair), r.left, r.right, *map(_png, pictures[r.group, r.pair])] for r in rows.itertuples()]
+            items = [[int(r.group), int(r.pair), r.left, r.right, *(_inside((tmp/name).read_bytes()) for name in (r.left, r.right))] for r in rows.itertuples()]
             with atomic(tmp/f'rater-{rater:02d}.html', private=True) as new: new.write_text(rating_page(items, trial, int(rater), study), encoding='utf-8')
     return folder
 
@@ -217,7 +213,7 @@ def _practice(asked:_Asked, groups:list[int], n:int, seed:int)->list: # (same?, 
     for i in range(n):
         row,g = rows.iloc[i:i+1], groups[-1-i%len(groups)]   # the easy ones, raw, first
         (left,),(right,) = asked.pictures(people, row, g)
-        found.append([bool(row.same.iloc[0]), _png(left), _png(right)])
+        found.append([bool(row.same.iloc[0]), _inside(encode(left)), _inside(encode(right))])
     return found
 
 # %% ../nbs/behind_study.ipynb #study-back-code

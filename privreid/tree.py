@@ -16,7 +16,7 @@ from typing import Iterator
 from .checks import shown
 from .files import expand, legible, make_private, remove, strict_json
 from .folder import COUNT, FORMAT_1, expect, held, hexadecimal, misfit, nothing, read_json, write_json, write_text, writing
-from .names import find_images, kind_by_ending
+from .names import find_images, kind_by_ending, picture_endings
 from .pictures import PIXELS
 from .shards import contents, is_shard, member, pack
 
@@ -117,7 +117,8 @@ def refuse_mixed(source:Path, folder:Path):
 
 def _pictures_in(shard:Path)->tuple[Path,list[str],dict[str,str],int]:
     members,odd = contents(shard)
-    kinds = {n: kind_by_ending(n) for n in (*members, *odd)}
+    endings = picture_endings()
+    kinds = {n: kind_by_ending(n.rpartition('/')[2], endings) for n in (*members, *odd)}
     failed = {n: why for n,why in odd.items() if kinds[n]!='foreign'}
     failed |= {n: 'in a format that Pillow does not read by itself' for n in members if kinds[n]=='unopened'}
     folders = {'/'.join(parts[:k]).casefold() for parts in (n.split('/') for n in members) for k in range(1, len(parts))}
