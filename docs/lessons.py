@@ -123,7 +123,7 @@ def wing(caption:str, *pages:str, glob:bool=False)->str:
     return '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', *[':glob:']*glob, '', *pages, '```'])
 
 TOC = '\n\n'.join([wing('Course', 'how_to_read', '[0-9]*', glob=True), wing('Behind the scenes', *(f'behind_{k}' for k in BEHIND), 'scale'),
-                   wing('Look up', 'glossary', 'reference', 'claims')])
+                   wing('Look up', 'glossary', 'reference', 'claims', 'queries')])
 
 def module_of(nb)->str|None:
     "The module that a notebook exports to, if it does."

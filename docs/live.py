@@ -1,6 +1,8 @@
-"Write what the live page shows, docs/_static/live and nbs/images/live.png, from a finished run of the demo: python docs/live.py RUN"
+"Write what the site shows of a finished run of the demo: the live page (docs/_static/live, nbs/images/live.png), which tries the key of another run, too, and twelve queries (nbs/images/queries.html): python docs/live.py RUN OTHER"
 import sys, tempfile
+from collections import Counter
 from pathlib import Path
+import pandas as pd
 import torch
 from privreid.bundles import nets_of
 from privreid.data import GREY_INK, SyntheticPedestrians, to_float
@@ -9,6 +11,7 @@ from privreid.experiments import load_run
 from privreid.export import export_onnx, parity, refuse_unlike, rounded, to_onnx
 from privreid.files import strict_json
 from privreid.pedestrians import CAMERA, PERSON, SHOT, draw_fields
+from privreid.viewer import Viewer
 
 ROOT = Path(__file__).resolve().parent.parent
 LIVE = ROOT/'docs'/'_static'/'live'
@@ -46,18 +49,32 @@ def figure(first, X, Y, reid, outsider):
     fig.savefig(out, bbox_inches='tight', pil_kwargs=dict(optimize=True))
     return out
 
-def main(run:str):
+def counted(viewer)->str: # HTML
+    "What holds for all queries, beside the dozen that are shown."
+    r,outsider,setting = viewer.results, viewer.outsider(), viewer.setting
+    lost,n = set(r.failures(setting)), len(r.query)
+    rows = {s: {f'found by {viewer.arm}': n-len(r.failures(s)), 'found by the outsider': n-len(outsider.failures(s)), f'lost in {setting}, and here': len(lost.intersection(r.failures(s)))} for s in r.settings}
+    own = sum(r.ranking(setting, i, 1)[0].camera==int(r.query.cams[i]) for i in lost)
+    camera,first = Counter(outsider.ranking(setting, i, 1)[0].camera for i in range(n)).most_common(1)[0]
+    table = pd.DataFrame(rows).T.to_html(border=0)
+    return f"""<p>All {n} queries:</p>{table}
+<p>{setting}: of the {len(lost)} wrong first matches of {viewer.arm}, {own} come from the query's own camera (by lot, a quarter). Of the outsider's {n} first matches, {first} come from camera {camera}, which holds {int((r.gallery.cams==camera).sum())} of {len(r.gallery)} gallery pictures.</p>"""
+
+def main(run:str, other:str):
     cfg,_ = load_run(run)
     LIVE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as tmp:
-        for role,name in (('protect', 'protect'), ('reid', 'reid'), ('recover', 'demo-key')):
-            made = export_onnx(run, role, Path(tmp)/role, bits=BITS, give_away=role=='recover')   # painted people: the key of the page is for everybody
+        for source,role,name in ((run, 'protect', 'protect'), (run, 'reid', 'reid'), (run, 'recover', 'demo-key'), (other, 'recover', 'another-key')):
+            made = export_onnx(source, role, Path(tmp)/name, bits=BITS, give_away=role=='recover')   # painted people: the keys of the page are for everybody
             (LIVE/f'{name}.onnx').write_bytes(made.read_bytes())
     outsider, = nets_of(run, 'Upper', 'reid')
     whole = to_onnx(outsider, cfg.size, BITS, dict(role='outsider', bits=BITS))
     refuse_unlike(parity(whole, rounded(outsider, BITS), torch.zeros(2, 3, *cfg.size)), 'The outsider')
     (LIVE/'outsider.onnx').write_bytes(whole)
     (LIVE/'people.json').write_text(strict_json(recipes(cfg.people))+'\n', encoding='utf-8')
+    viewer = Viewer(run, device='cpu')
+    viewer.choose(arm='w/ U', setting='raw-protected')
+    (ROOT/'nbs'/'images'/'queries.html').write_text(f'{viewer.album()}\n{counted(viewer)}\n', encoding='utf-8')
     print(figure(cfg.people, *(rounded(n, BITS) for n in nets_of(run, 'w/ U', 'anonymizer', 'recovery', 'reid')), rounded(outsider, BITS)))
 
 if __name__=='__main__': main(*sys.argv[1:])

@@ -181,61 +181,115 @@ def img(image:Tensor, alt:str, width:int, kind:str='png')->str:
 
 @patch
 def stages_html(self:Viewer, zoom:float=2.)->str: # `zoom`: screen pixels of one pixel
-    "The query at each stage, and its difference to the raw picture."
+    "The query at each stage; below, where it differs from the raw picture, and how like it is."
     found,width = self.results.stages(self.query), round(zoom*self.results.query.size[1])
-    raw = found.get('raw')
-    head,pictures,differences,text = [], [], [], []
+    raw,columns = found.get('raw'), []
     for name,x in found.items():
-        head.append(f'<th scope="col">{name}</th>')
-        pictures.append(f'<td>{img(to_uint8(x)[0], f"query {self.query}, {name}", width)}</td>')
-        if raw is None: continue   # of own features there is nothing but the query
-        away = to_uint8((x-raw).abs()-1)[0]   # black where nothing differs
-        differences.append('<td></td>' if name=='raw' else f'<td>{img(away, f"difference of {name} and raw", width)}</td>')
-        text.append('<td></td>' if name=='raw' else f'<td>{pooled_psnr(x, raw).item():.2f} dB<br>SSIM {ssim(x, raw).item():.3f}</td>')
-    rows = {'picture': pictures}|({} if raw is None else {'difference to raw': differences, 'likeness to raw': text})
-    return f'<table class="stages"><tr><td></td>{"".join(head)}</tr>'+''.join(f'<tr><th scope="row">{t}</th>{"".join(r)}</tr>' for t,r in rows.items())+'</table>'
+        column = f'<b>{name}</b>{img(to_uint8(x)[0], f"query {self.query}, {name}", width)}'
+        if raw is not None and name!='raw':   # of own features there is nothing but the query
+            away = to_uint8((x-raw).abs()-1)[0]   # black where nothing differs
+            column += f'{img(away, f"difference of {name} and raw", width)}{pooled_psnr(x, raw).item():.2f} dB<br>SSIM {ssim(x, raw).item():.3f}'
+        columns.append(f'<li>{column}</li>')
+    return f'<ul class="stages">{"".join(columns)}</ul>'
 
 @patch
 @torch.no_grad()
-def ranking_html(self:Viewer, setting:str, n:int=8)->str:
+def ranking_html(self:Viewer,
+    setting:str,
+    n:int=8,
+    of:ArmResults=None, # another model's ranking; default: that of the arm
+)->str:
     "The first matches in one setting."
-    r,(q,g) = self.results, setting.split('-')
+    r,(q,g) = of or self.results, setting.split('-')
+    title = setting+(f', {of.arm.name}' if of else '')
     def show(side, images): return to_uint8(r.sides[side](to_float(images.to(r.device))))
     asked,found = show(q, r.query.images[self.query:self.query+1])[0], r.ranking(setting, self.query, n)
     shown = show(g, r.gallery.images[[m.index for m in found]]) if found else []
-    cells = [f'<li>{img(asked, f"query, {q}", 48, "jpeg")}<br>query'+(f'<br>camera {int(r.query.cams[self.query])}' if getattr(r, 'labelled', True) else '')+'</li>']
+    cells = [f'<li>{img(asked, f"query, {q}", 48, "webp")}<br>query'+(f'<br>camera {int(r.query.cams[self.query])}' if getattr(r, 'labelled', True) else '')+'</li>']
     for m,image in zip(found, shown):
         verdict,sign = {True: ('right', '✓ '), False: ('wrong', '✕ '), None: ('near', '')}[m.right]
-        cells.append(f'<li class="{verdict}">{img(image, f"{verdict} match", 48, "jpeg")}<br>{sign}{m.distance:.2f}'+('' if m.camera is None else f'<br>camera {m.camera}')+'</li>')
-    return f'<p class="setting">{setting}</p><ol tabindex="0" aria-label="first matches, {setting}">{"".join(cells)}</ol>'
+        cells.append(f'<li class="{verdict}">{img(image, f"{verdict} match", 48, "webp")}<br>{sign}{m.distance:.2f}'+('' if m.camera is None else f'<br>camera {m.camera}')+'</li>')
+    return f'<p class="setting">{title}</p><ol aria-label="first matches, {title}">{"".join(cells)}</ol>'
 
 # %% ../nbs/behind_viewer.ipynb #0188f63c
-_VIEW = '''.privreid img{image-rendering:pixelated;max-width:none;margin:0;background:none}.privreid .stages :is(td,th){text-align:center;vertical-align:top;padding:.2rem .5rem .2rem 0}
-.privreid .scroll{overflow-x:auto}.privreid .setting{margin:.8rem 0 .2rem;font-weight:600}.privreid ol{display:flex;gap:.4rem;list-style:none;margin:0;padding:0;overflow-x:auto;font-size:.8em;line-height:1.3;text-align:center}
-.privreid li{margin:0;flex:none}.privreid li img{border:3px solid transparent}.privreid .right img{border-color:var(--good)}.privreid .wrong img{border-color:var(--bad)}'''
+_VIEW = '''.privreid img{image-rendering:pixelated;max-width:none;margin:0;background:none;border-radius:0}.privreid .setting{margin:.8rem 0 .2rem;font-weight:600}
+.privreid :is(ol,ul){display:flex;flex-wrap:wrap;gap:.4rem;list-style:none;margin:0;padding:0;font-size:.85em;line-height:1.3;text-align:center}.privreid .stages{gap:.4rem .8rem}
+.privreid li{margin:0;flex:none}.privreid .stages li{display:flex;flex-direction:column;align-items:center;gap:.2rem}.privreid li img{border:3px solid transparent}.privreid .stages img{border:0}
+.privreid .right img{border-color:var(--good)}.privreid .wrong img{border-color:var(--bad)}'''
+_SIGNS = 'Green and ✓: the same person; red and ✕: another one. '
 
 @patch
 def to_html(self:Viewer, zoom:float=2.)->str:
     "The whole view."
     if self.query is None: return f'<figure class="privreid"><style>{WIDGET_STYLE}</style><p>There is no query of this kind: no first match of {self.arm} in {self.setting} is false.</p></figure>'
     q,rankings = self.results.query, ''.join(self.ranking_html(s) for s in self.results.settings)
-    signs = ' Green and ✓: the same person; red and ✕: another one.' if getattr(self.results, 'labelled', True) else ''
-    caption = f'{self.arm} of {Path(self.run).name}, query {self.query} of {len(q)}: {q.names[self.query]}.{signs} The number is the distance.'
-    return f'<figure class="privreid"><style>{WIDGET_STYLE}{_VIEW}</style><div class="scroll" tabindex="0">{self.stages_html(zoom)}</div>{rankings}<figcaption>{html.escape(caption)}</figcaption></figure>'
-
-@patch
-def save(self:Viewer, path:str|Path)->Path:
-    "Write the view as a page of its own, for its owner only: it shows people."
-    path = expand(path)
-    with atomic(path, private=True) as tmp:
-        tmp.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(repr(self))}</title><body>{self.to_html()}</body></html>', encoding='utf-8')
-    return path
+    signs = _SIGNS if getattr(self.results, 'labelled', True) else ''
+    caption = f'{self.arm} of {Path(self.run).name}, query {self.query} of {len(q)}: {q.names[self.query]}. {signs}The number is the distance. Below a stage: where it differs from the raw picture.'
+    return f'<figure class="privreid"><style>{WIDGET_STYLE}{_VIEW}</style>{self.stages_html(zoom)}{rankings}<figcaption>{html.escape(caption)}</figcaption></figure>'
 
 @patch
 def _repr_html_(self:Viewer)->str: return self.to_html()
 
 @patch
 def __repr__(self:Viewer)->str: return f'Viewer of {self.arm} of {Path(self.run).name}, {self.order} ({len(self.queries)}), query {self.query}'
+
+# %% ../nbs/behind_viewer.ipynb #album-code
+@patch
+def outsider(self:Viewer)->ArmResults|None: # None: there is no such model, or nothing that hides
+    "Upper, which knows raw pictures only, before the pictures of this arm."
+    if 'Upper' not in self.arms or self.arm=='Upper': return None
+    r = self.results
+    return ArmResults(replace(r.arm, name='outsider', reid=self.load(self.run, 'Upper').arm.reid), r.query, r.gallery, r.desensitize, r.device)
+
+@patch
+def worth_a_look(self:Viewer, n:int=12)->list[int]: # queries
+    "Half of them lost in the setting that is looked at, the others found; each half from all over the queries."
+    lost = self.results.failures(self.setting)
+    found = sorted(set(range(len(self.results.query)))-set(lost))
+    def some(of, k): return [of[i*len(of)//k] for i in range(k)]
+    k = min(len(lost), max(n//2, n-len(found)))
+    return some(lost, k)+some(found, min(n-k, len(found)))
+
+_ALBUM = '''.privreid fieldset{border:0;margin:0;padding:0;display:flex;flex-wrap:wrap;gap:.3rem}.privreid legend{padding:0;margin-bottom:.3rem}
+.privreid fieldset label{padding:.2rem;border:2px solid transparent;border-radius:4px;text-align:center;font-size:.85em;cursor:pointer}.privreid fieldset label:has(:checked){border-color:var(--line)}
+.privreid fieldset label:has(:focus-visible){outline:2px solid var(--ink)}.privreid fieldset input{position:absolute;opacity:0;width:1px}.privreid fieldset img{display:block;margin:auto}.privreid section{margin-top:.8rem}'''
+
+@patch
+def album(self:Viewer,
+    n:int=12,        # queries
+    matches:int=6,   # in each ranking
+    zoom:float=2.,   # screen pixels of one pixel
+)->str:
+    "Several queries, of which one is seen at a time, chosen by click or arrow keys: HTML that needs neither a kernel nor a script."
+    check_number(n, 'n', least=1, whole=True)
+    r,before,other = self.results, self.query, self.outsider()
+    queries,lost = self.worth_a_look(n), set(r.failures(self.setting))
+    choices,sections,chosen = [], [], []
+    for k,i in enumerate(queries):
+        self.look(i)
+        said = '✕ lost' if i in lost else '✓ found'
+        choices.append(f'<label><input type="radio" name="query" value="{k}"{" checked" if not k else ""}>{img(r.query.images[i], f"query {i}", 32, "webp")}{said}</label>')
+        rankings = [self.ranking_html(s, matches) for s in r.settings]
+        if other: rankings.append(self.ranking_html(self.setting, matches, other))
+        sections.append(f'<section data-k="{k}" aria-label="query {i}">{self.stages_html(zoom)}{"".join(rankings)}</section>')
+        chosen.append(f'.privreid:has([value="{k}"]:checked) [data-k="{k}"]')
+    self.query = before
+    only = f'@supports selector(:has(*)){{.privreid section[data-k]{{display:none}}{",".join(chosen)}{{display:block}}}}'
+    legend = f'Queries of {self.arm}, those that are lost in {self.setting} first:'
+    caption = f'{_SIGNS}The number is the distance. Below a stage: where it differs from the raw picture.'+(' The outsider has learnt from raw pictures only.' if other else '')
+    return (f'<figure class="privreid album"><style>{WIDGET_STYLE}{_VIEW}{_ALBUM}{only}</style><form><fieldset><legend>{html.escape(legend)}</legend>{"".join(choices)}</fieldset></form>'
+            f'{"".join(sections)}<figcaption>{html.escape(caption)}</figcaption></figure>')
+
+@patch
+def save(self:Viewer,
+    path:str|Path,
+    n:int=1,       # queries; more than one: an `album`
+)->Path:
+    "Write the view as a page of its own, for its owner only: it shows people."
+    path,body = expand(path), self.to_html() if n==1 else self.album(n)
+    with atomic(path, private=True) as tmp:
+        tmp.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(repr(self))}</title><body>{body}</body></html>', encoding='utf-8')
+    return path
 
 # %% ../nbs/behind_viewer.ipynb #bf0843b4
 class Panel:

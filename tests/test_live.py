@@ -9,7 +9,7 @@ from privreid.pix2pix import UNetGenerator
 
 ROOT = Path(__file__).resolve().parent.parent
 STATIC,LIVE = ROOT/'docs'/'_static', ROOT/'docs'/'_static'/'live'
-NETS = 'protect', 'demo-key', 'reid', 'outsider'
+NETS = 'protect', 'demo-key', 'another-key', 'reid', 'outsider'
 pytestmark = pytest.mark.flaky(reruns=1)   # a browser on a busy machine may be late
 sys.path.insert(0, str(ROOT/'docs'))
 
@@ -17,10 +17,11 @@ def test_what_is_committed():
     "Small files, which say what they are; the key is that of painted people. The recipes are those of the package."
     import live
     onnx = pytest.importorskip('onnx')
-    assert sum(p.stat().st_size for p in LIVE.iterdir() if p.is_file())<3e6
+    assert sum(p.stat().st_size for p in LIVE.iterdir() if p.is_file())<4e6
     notes = {n: json.loads(onnx.load(LIVE/f'{n}.onnx').metadata_props[0].value) for n in NETS}
-    assert {n: notes[n]['role'] for n in NETS}=={'protect': 'protect', 'demo-key': 'recover', 'reid': 'reid', 'outsider': 'outsider'}
-    assert notes['demo-key']['data']=='synthetic' and notes['demo-key']['pair']==notes['protect']['pair']==notes['reid']['pair']
+    assert {n: notes[n]['role'] for n in NETS}=={'protect': 'protect', 'demo-key': 'recover', 'another-key': 'recover', 'reid': 'reid', 'outsider': 'outsider'}
+    assert notes['demo-key']['data']=='synthetic' and notes['demo-key']['pair']==notes['protect']['pair']==notes['reid']['pair']!=notes['another-key']['pair']
+    assert notes['another-key']['data']=='synthetic'
     assert json.loads((LIVE/'people.json').read_text())==live.recipes(128)
     for p in LIVE.glob('*.onnx'): assert b'/tmp' not in p.read_bytes() and b'site-packages' not in p.read_bytes()
 
@@ -151,6 +152,13 @@ def test_numbers_are_those_of_python(visit):
     settled(page, lambda: page.locator('#live-method').select_option('noise'))
     _,raw,hidden,_ = check(None)
     assert .2<(hidden-raw).std()<.5 and hidden.min()>=0 and hidden.max()<=1
+    settled(page, lambda: page.locator('#live-gallery').select_option('recovered'))
+    settled(page, lambda: page.locator('#live-key').select_option('of another run'))
+    s = page.evaluate(STATE)
+    raw,p,r = (pictures(s['stages'][k]) for k in ('raw', 'protected', 'recovered'))
+    Z = generator('another-key')
+    assert grey_levels(r, (Z(2*p-1)+1)/2)<1 and torch.nn.functional.mse_loss(r, raw)>torch.nn.functional.mse_loss((Y(2*p-1)+1)/2, raw)
+    assert sorted(i for i,_ in s['order']['reid'])==list(range(24))
     fastest = min(page.evaluate("async () => { const {net, state} = document.querySelector('.live').live, ms = []; for (let i = 0; i < 12; i++) { const t = performance.now(), [p] = await net.run('protect', [state.stages.raw]); await net.run('recover', [p]); ms.push(performance.now()-t); } return ms; }"))
     assert fastest<100, f'{fastest:.0f} ms to hide and recover a picture'
     assert not page.problems

@@ -183,10 +183,29 @@ def test_phone(visit):
     page.wait_for_url('**/05_recognise.html')
     assert not page.problems
 
+def test_queries(visit):
+    "The page of twelve queries on a phone, by keyboard and without a script of its own: one is seen at a time, complete."
+    page = visit('queries.html', width=390)
+    sections,shown = page.locator('figure.album section'), page.locator('figure.album section:visible')
+    assert (sections.count(), shown.count())==(12, 1)
+    assert page.locator('.album label').all_inner_texts()==['✕ lost']*6+['✓ found']*6
+    page.locator('.album input').first.focus()
+    seen = [shown.get_attribute('aria-label')]
+    for _ in range(11):
+        page.keyboard.press('ArrowRight')
+        seen.append(shown.get_attribute('aria-label'))
+    assert len(set(seen))==12
+    page.locator('.album label').nth(3).click()
+    assert shown.get_attribute('aria-label')==seen[3]
+    assert shown.locator('.stages li').count()==4 and shown.locator('ol').count()==5 and shown.locator('.setting').last.inner_text()=='raw-protected, outsider'
+    assert shown.locator('img').evaluate_all('is => is.every(i => i.naturalWidth && i.getBoundingClientRect().right<=390)')
+    assert not page.problems
+    page.close()
+
 def test_live(site, visit):
     "The live page among the rest of the front page: on a phone, by day and by night. What it computes: test_live.py."
     if not (site/'_static'/'live'/'engine').is_dir(): pytest.skip('the site was built without onnxruntime-web: python docs/engine.py')
-    assert all('live/start.js' in (site/f'{name}.html').read_text(encoding='utf-8') for name in ('index', '02_hide'))
+    assert all('live/start.js' in (site/f'{name}.html').read_text(encoding='utf-8') for name in ('index', '02_hide', '07_upgrade', '09_private'))
     page = visit('index.html', width=390)
     page.get_by_role('button', name='Try it live').click()
     page.wait_for_selector('.live')

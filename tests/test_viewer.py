@@ -66,6 +66,24 @@ def test_thousands_of_images():
     assert counted.seen<60 and len(page)<300_000
     assert page.count('<img')==4+3+4*9
 
+def test_album_shows_lost_queries_first():
+    "Half of them are lost where there are so many; each once; what is looked at stays."
+    r,_ = fake(40, 200)
+    v = viewer_of(r)
+    v.look(7)
+    lost = r.failures('raw-protected')
+    chosen = v.worth_a_look(8)
+    assert len(set(chosen))==8 and [i in lost for i in chosen]==[True]*4+[False]*4
+    page = v.album(8, matches=3)
+    assert v.query==7 and page.count('<section')==page.count('type="radio"')==8 and page.count('checked>')==1
+    assert [f'aria-label="query {i}"' in page for i in range(40)]==[i in chosen for i in range(40)]
+    assert page.count('first matches, ')==8*4 and page.count('<img')==8*(1+4+3+4*4) and 'outsider' not in page   # there is no Upper
+    r.kept['raw-protected'] = []
+    assert len(v.worth_a_look(8))==8 and sorted(v.worth_a_look(99))==list(range(40))
+    r.kept['raw-protected'] = list(range(40))
+    assert len(v.worth_a_look(8))==8
+    with pytest.raises(ValueError, match='n must be'): v.album(0)
+
 def test_nothing_failed_is_said():
     r,_ = fake(5, 20)
     r.kept['raw-protected'] = []

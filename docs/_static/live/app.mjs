@@ -4,7 +4,8 @@ import {blur, noisy, pixelate, readPicture} from './hide.mjs';
 import {distance, load, psnr, ranking} from './model.mjs';
 
 const H = 64, W = 32, GALLERY = 24, SHOWN = 8;
-const KINDS = {raw: 'raw', desensitized: 'desensitized', protected: 'protected'};
+const KINDS = ['raw', 'desensitized', 'protected', 'recovered'];
+const KEYS = {'of this run': 'recover', 'of another run': 'other'};   // what is chosen -> network
 const METHODS = {   // name -> range of the slider, where it starts, unit
   blur: {low: 2, high: 40, step: 1, start: 12, unit: v => `radius ${v} pixels of 256`},
   pixelation: {low: 8, high: 96, step: 8, start: 24, unit: v => `blocks of ${v} pixels of 256`},
@@ -42,20 +43,23 @@ const PAGE = `
         <button type="button" class="live-button" id="live-back" hidden>Back to the painted person</button></fieldset>
       <fieldset><legend>Hide without a network</legend>${choice('method', 'Method', Object.keys(METHODS), 'blur')}${slider('strength', 'Strength', 2, 40, 1, 12)}
         <p>That is <i>desensitized</i>. The network was taught by a blur of 12 and works from the raw picture, whatever is chosen here.</p></fieldset>
+      <fieldset><legend>Bring back</legend>${choice('key', 'Key', Object.keys(KEYS), 'of this run')}
+        <p>A key is a recovery network. The other one was trained beside another network that hides, from other first weights.</p></fieldset>
     </div>
   </div>
   </div>
   <div class="live-search"><h3 class="live-heading" id="live-search">Who finds this person again?</h3>
     <p id="live-asked-said"></p>
-    <div class="live-choices">${choice('query', 'Asked for', Object.keys(KINDS), 'raw')}${choice('gallery', 'Searched in', Object.keys(KINDS), 'protected')}</div>
+    <div class="live-choices">${choice('query', 'Asked for', KINDS, 'raw')}${choice('gallery', 'Searched in', KINDS, 'protected')}</div>
     ${[['outsider', 'The outsider', 'a Re-ID model that was trained on raw pictures'], ['reid', 'The authorised model', 'the Re-ID model that was trained together with the network that hides']].map(([k, name, what]) =>
       `<div class="live-ranking"><p><b>${name}</b>, ${what}: <span id="live-${k}-found"></span></p><ol id="live-${k}-order" aria-label="${name}: the nearest pictures"></ol></div>`).join('')}
   </div>
-  <details class="live-try"><summary>Three things to try</summary><ol>
+  <details class="live-try"><summary>Four things to try</summary><ol>
     <li>Before you move it: which slider changes the protected picture most, the shirt or the pattern? Then look.</li>
     <li>Ask for <i>raw</i> in <i>desensitized</i>, and raise the strength until the outsider no longer finds the person. Does the authorised model last longer? Now search in <i>protected</i>.</li>
-    <li>Set <i>pixelation</i> to the strength that looks as private to you as the protected picture. Only one of the two comes back with a key.</li></ol></details>
-  <p class="live-small">The networks are those of a run of <code>privreid demo</code>, arm w/ U, with weights of 8 bits. The recovery network is a key; this one opens painted people only, so it may lie here. They run in <a href="https://onnxruntime.ai">onnxruntime-web</a> (Microsoft, MIT licence).</p>
+    <li>Set <i>pixelation</i> to the strength that looks as private to you as the protected picture. Only one of the two comes back with a key.</li>
+    <li>Take the key of another run. PSNR falls; now ask for <i>raw</i> in <i>recovered</i>. Does the outsider find fewer people than in <i>protected</i>, too?</li></ol></details>
+  <p class="live-small">The networks are those of a run of <code>privreid demo</code>, arm w/ U, with weights of 8 bits. A recovery network is a key; these two open painted people only, so they may lie here. They run in <a href="https://onnxruntime.ai">onnxruntime-web</a> (Microsoft, MIT licence).</p>
 </section>`;
 
 function draw(canvas, picture) {
@@ -92,9 +96,9 @@ export async function mount(bar, figure, base, told) {
 
   async function show() {
     const cam = +$('camera').value, at = +$('moment').value, row = who(), setting = {query: $('query').value, gallery: $('gallery').value};
-    const strength = `${$('method').value} ${$('strength').value}`;
+    const strength = `${$('method').value} ${$('strength').value}`, key = KEYS[$('key').value];
     const raw = own.picture || photo(row, cam, recipe.moments[at]);
-    const started = performance.now(), [protectedOne] = await net.run('protect', [raw]), [recovered] = await net.run('recover', [protectedOne]);
+    const started = performance.now(), [protectedOne] = await net.run('protect', [raw]), [recovered] = await net.run(key, [protectedOne]);
     const milliseconds = performance.now()-started, desensitized = hide(raw, 1);
     const stages = {raw, desensitized, protected: protectedOne, recovered, difference: raw.map((v, i) => 3*Math.abs(v-recovered[i]))};
     for (const k of Object.keys(stages)) {
@@ -108,7 +112,12 @@ export async function mount(bar, figure, base, told) {
       const pictures = strangers.map((p, i) => hide(p, i+2));
       known.desensitized = {strength, pictures, ...await features(pictures)};
     }
-    const there = known[setting.gallery], first = mate && {raw: mate, desensitized: hide(mate, 100), protected: setting.gallery === 'protected' && (await net.run('protect', [mate]))[0]}[setting.gallery];
+    if (setting.gallery === 'recovered' && known.recovered?.key !== key) {
+      const pictures = await net.run(key, known.protected.pictures);
+      known.recovered = {key, pictures, ...await features(pictures)};
+    }
+    const as = {raw: x => x, desensitized: x => hide(x, 100), protected: async x => (await net.run('protect', [x]))[0], recovered: async x => (await net.run(key, await net.run('protect', [x])))[0]};
+    const there = known[setting.gallery], first = mate && await as[setting.gallery](mate);
     const asked = stages[setting.query], found = await features(first ? [asked, first] : [asked]), order = {};
     for (const k of ['outsider', 'reid']) {
       const [query, ...one] = found[k];

@@ -1,6 +1,6 @@
 // The networks of the page, run by onnxruntime-web; its script and its WebAssembly lie beside this file.
 
-export const NETS = {protect: 'protect.onnx', recover: 'demo-key.onnx', reid: 'reid.onnx', outsider: 'outsider.onnx'};
+export const NETS = {protect: 'protect.onnx', recover: 'demo-key.onnx', other: 'another-key.onnx', reid: 'reid.onnx', outsider: 'outsider.onnx'};
 
 export async function load(base, told = () => {}) {
   const engine = new URL('engine/', base).href, ort = await import(engine+'ort.wasm.min.mjs');
@@ -21,7 +21,7 @@ export async function load(base, told = () => {}) {
     pictures.forEach((p, i) => p.forEach((v, j) => { x[i*size+j] = 2*v-1; }));
     const mine = queue.then(() => nets[k].run({x: new ort.Tensor('float32', x, [pictures.length, 3, h, w])}));
     queue = mine.catch(() => {});
-    const {y} = await mine, each = y.data.length/pictures.length, seen = k === 'protect' || k === 'recover';
+    const {y} = await mine, each = y.data.length/pictures.length, seen = k !== 'reid' && k !== 'outsider';
     return pictures.map((_, i) => { const part = y.data.slice(i*each, (i+1)*each); return seen ? part.map(v => (v+1)/2) : part; });
   }
   return {run};

@@ -4,7 +4,7 @@
   function prepare(figure) {
     const bar = document.createElement('div');
     bar.className = 'live-start';
-    bar.innerHTML = '<button type="button" class="live-button">Try it live</button><span>Loads 17 MB from this site, once. Everything is computed in this page: no picture leaves it.</span>';
+    bar.innerHTML = '<button type="button" class="live-button">Try it live</button><span>Loads 18 MB from this site, once. Everything is computed in this page: no picture leaves it.</span>';
     (figure.closest('a.image-reference') || figure).after(bar);
     const button = bar.firstElementChild, said = bar.lastElementChild;
     said.setAttribute('role', 'status');
