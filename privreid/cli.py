@@ -100,9 +100,9 @@ def _parser(full:bool=True)->argparse.ArgumentParser:
     check.add_argument('--desensitize', choices=('blur', 'pixelation'), help='hide the people on the contact sheet')
     _add_use(commands.add_parser)
     _add_features(commands.add_parser('features', help='what the Re-ID model of a run makes of a folder of pictures, as numbers'))
-    for name in ('evaluate', 'export', 'protect', 'recover', 'features'): _add_plugin(commands.choices[name])
     _add_attack(commands.add_parser)
     _add_study(commands.add_parser)
+    for name in ('evaluate', 'export', 'protect', 'recover', 'features', 'attack', 'study'): _add_plugin(commands.choices[name])
     cache = commands.add_parser('cache', help='show which pictures are kept decoded, and where')
     cache.add_argument('--clear', action='store_true', help='remove them')
     return p
@@ -171,6 +171,8 @@ def _add_use(command):
     export.add_argument('--encrypt', action='store_true', help='encrypt a key with a passphrase, which is asked for')
     export.add_argument('--passphrase-file', type=Path, metavar='FILE', help='encrypt a key with the passphrase in the first line of FILE')
     export.add_argument('--force', action='store_true', help='write over a file that is there')
+    export.add_argument('--onnx', action='store_true', help="as ONNX, for programs without PyTorch; needs pip install 'privreid[onnx]'")
+    export.add_argument('--bits', type=int, default=0, metavar='N', help='of a weight of --onnx: 32 (default), or 8 for a page on the web')
     export.add_argument('--terms', default='', metavar='TEXT', help='terms of the pictures that the run was trained on, one line; what is known of the data set is named anyway')
     command('info', help='what a file is, and whom one may give it to').add_argument('file', type=Path, metavar='FILE', help='what privreid export wrote')
     protect = command('protect', help='hide the people in a folder of pictures', description=_FOLDERS)
@@ -456,6 +458,12 @@ def _passphrase(args):
 def _export(args)->None:
     from privreid.bundles import export, info
     from privreid.locks import ask_passphrase
+    if args.bits and not args.onnx: raise ValueError('--bits is for --onnx.')
+    if args.onnx:
+        from privreid.export import export_onnx
+        if args.encrypt or args.passphrase_file or args.terms: raise ValueError('--onnx writes a plain file of the network alone: --encrypt, --passphrase-file and --terms are for files without it.')
+        print('KEY: whoever has this file brings people back.\n'*(args.role=='recover')+str(export_onnx(args.run, args.role, args.out, args.arm, args.bits or 32, force=args.force)))
+        return
     word = _passphrase(args) if args.passphrase_file else ask_passphrase(True) if args.encrypt else ''
     path = export(args.run, args.role, args.out, args.arm, word, args.force, args.terms)
     print(f'{info(path)}\n{path}')

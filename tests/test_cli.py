@@ -191,6 +191,20 @@ def photos(tmp_path):
     for i,im in enumerate(SyntheticPedestrians(size=(80,40)).split([(0, 0, s) for s in range(3)]).images): Image.fromarray(im.permute(1,2,0).numpy()).save(tmp_path/'photos'/'in'/f'{i}.jpg')
     return tmp_path/'photos'
 
+def test_export_as_onnx(demo, say, tmp_path):
+    "The network alone, for other programs; a key is named one, and is its owner's."
+    pytest.importorskip('onnxscript'); runtime = pytest.importorskip('onnxruntime')
+    run,_ = demo
+    code,out,err = say('export', run, '--for', 'protect', '--out', tmp_path/'web', '--onnx', '--bits', '8')
+    assert (code, out.strip())==(0, str(tmp_path/'web'/'protect.onnx')), err
+    y, = runtime.InferenceSession(tmp_path/'web'/'protect.onnx').run(None, {'x': torch.zeros(2, 3, 64, 32).numpy()})
+    assert y.shape==(2, 3, 64, 32)
+    code,out,err = say('export', run, '--for', 'recover', '--out', tmp_path/'mine', '--onnx')
+    assert code==0 and out.startswith('KEY: ') and (tmp_path/'mine'/'KEY.onnx').stat().st_mode & 0o777==0o600
+    for words,says in (['--bits', '8'], '--onnx'), (['--onnx', '--bits', '7'], '8'), (['--onnx', '--terms', 'x'], 'plain file'):
+        code,out,err = say('export', run, '--for', 'protect', '--out', tmp_path/'new', *words)
+        assert code==2 and says in err and err.count('\n')==1 and not (tmp_path/'new').exists()
+
 def test_protect_share_and_recover(demo, say, tmp_path, photos):
     run,_ = demo
     code,out,err = say('export', run, '--for', 'protect', '--out', tmp_path/'others')
