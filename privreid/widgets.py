@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CURVES', 'ROWS', 'SHAPES', 'LEFT', 'RIGHT', 'PANEL', 'GAP', 'ROW', 'DECIBELS', 'WIDGET_STYLE', 'SLIDERS', 'SAYS',
            'SAID', 'RULE', 'SCRIPT', 'demo_run', 'long_run', 'refuse_broken', 'Explorer', 'spans', 'outcome', 'height',
-           'steps', 'arrow', 'beyond', 'blurred_to', 'reach', 'sliders', 'told', 'explore', 'to_json', 'LiveEpsilons',
-           'start']
+           'steps', 'arrow', 'beyond', 'blurred_to', 'reach', 'sliders', 'chosen', 'told', 'explore', 'to_json',
+           'LiveEpsilons', 'start']
 
 # %% ../nbs/behind_widgets.ipynb #cddf6f34
 import base64, html, io, itertools, math, threading, warnings
@@ -262,11 +262,15 @@ def sliders(eps:Epsilons)->dict[str,ipywidgets.FloatSlider]:
                                       style={'description_width': '11rem'}, layout=ipywidgets.Layout(width='30rem', max_width='100%'))
     return {k: one(k, *options) for k,options in SLIDERS.items()}
 
+def chosen(controls:dict)->Epsilons:
+    "What sliders say. A browser adds step to step and arrives at 0.25000000000000006, which a tie would feel."
+    return Epsilons(**{k: round(s.value, 9) for k,s in controls.items()})
+
 @patch
 def widget(self:Explorer)->ipywidgets.Widget:
     "The explorer with a kernel behind it."
     controls,view = sliders(self.eps), ipywidgets.HTML()
-    def show(_=None): view.value = self.view(Epsilons(**{k: s.value for k,s in controls.items()}))
+    def show(_=None): view.value = self.view(chosen(controls))
     def button(name, eps):
         def press(_):
             for k,s in controls.items(): s.value = getattr(eps, k)
