@@ -45,6 +45,7 @@ def record(recorded):
 
 # -- training
 
+@pytest.mark.full
 def test_each_run_is_told_once_and_none_is_trained_twice(recorded):
     out,said,again = recorded
     assert [re.sub(r', \d+ s \(\d+ s since the start\)', '', line) for line in sorted(said.splitlines())][0]=='1 of 3: seed3-upper'

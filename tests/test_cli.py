@@ -79,7 +79,7 @@ def test_any_code_page(demo, encoding, words, shown):
     done = privreid(*(w or demo[0] for w in words), env=ENV|dict(PYTHONIOENCODING=encoding))
     assert done.returncode==0 and shown in done.stdout, done.stderr
 
-@pytest.mark.parametrize('words, end', [('train --resume', '| head -n 1'), ('report', '>&- 2>&-'), ('report', '>/dev/full')])
+@pytest.mark.parametrize('words, end', [('train --resume', '| head -n 1'), pytest.param('report', '>&- 2>&-', marks=pytest.mark.full), pytest.param('report', '>/dev/full', marks=pytest.mark.full)])
 def test_nobody_has_to_listen(demo, words, end):
     "A reader who leaves, streams that are closed, a disk that is full: the result is there, and the exit code is that of the work."
     run,_ = demo

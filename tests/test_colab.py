@@ -13,7 +13,7 @@ from readme import pages, settings
 CFG = settings()
 LESSONS = pages()
 SHIPPED = ['fastcore>=2', 'ipywidgets==7.7.1', 'ipython==7.34.0']   # where Colab is ahead of us, or behind
-RUN = ['02_hide', 'behind_widgets']   # pictures and widgets
+RUN = ['03_measure', 'behind_widgets']   # pictures and widgets
 
 def sources(path:Path)->list[str]: return [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='code']
 

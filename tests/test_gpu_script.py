@@ -21,10 +21,12 @@ def test_a_part_leaves_its_numbers_at_once(tmp_path):
     assert set(measured(tmp_path)['pipeline'])=={'blur', 'pixelation', 'noise', 'augmentation of a pair', 'SSIM'}
     assert '(pipeline: done' in (tmp_path/'gpu.md').read_text()
 
+@pytest.mark.full
 def test_what_finds_no_time_is_named(tmp_path):
     done = gpu(tmp_path, '--minutes', '0', 'step', 'colab')
     assert done.returncode==1 and 'step, colab: not measured' in done.stderr and 'step: no time left' in done.stdout
 
+@pytest.mark.full
 def test_a_strange_part_is_refused(tmp_path):
     done = gpu(tmp_path, 'stepp')
     assert done.returncode==2 and 'no part is called stepp: choose step' in done.stderr

@@ -70,6 +70,7 @@ def test_seed_reaches_the_weights():
     a,b,c = (joint(seed=s).nets['G_X'].body[0].weight for s in (0, 0, 1))
     assert torch.equal(a, b) and not torch.equal(a, c)
 
+@pytest.mark.full
 def test_bf16_is_computed_with_and_stays_finite(street, monkeypatch):
     "The precision of the configuration counts, whatever the Accelerator was told."
     monkeypatch.setattr(machine, 'bf16_in_hardware', lambda: True)

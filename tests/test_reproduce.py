@@ -322,6 +322,7 @@ def made(tmp_path_factory):
     assert done.returncode==0, done.stderr[-3000:]
     return out, done.stdout
 
+@pytest.mark.full
 def test_all_tables_and_figures_are_there(made):
     out,said = made
     assert {p.name for p in (out/'tables').iterdir()}=={f'table{n}.{k}' for n in TABLES for k in ('csv', 'md', 'tex')}

@@ -61,6 +61,7 @@ def test_fast_step_equals_plain_step(batch, backend, monkeypatch):
             torch.testing.assert_close(training.nets[name].get_buffer(k), b, rtol=1e-4, atol=1e-5, msg=lambda m: f'{name}.{k}: {m}')
             assert k in ('mean', 'std') or not torch.equal(b, was), f'{name}.{k}'   # AGW's own, of ImageNet, are constants
 
+@pytest.mark.full
 def test_a_compiled_step_is_three_graphs(batch, monkeypatch):
     "Pictures, losses of the discriminators, losses of the others: each in one piece, and translated once."
     counters = torch._dynamo.utils.counters
@@ -135,6 +136,7 @@ def seconds_to_import(what, loaded):
     "Processor time, with `loaded` in memory already."
     return float(*python('import sys, time\nexec(sys.argv[2])\nstart = time.process_time()\nexec(sys.argv[1])\nprint(time.process_time()-start)', f'import {what}', f'import {loaded}'))
 
+@pytest.mark.full
 def test_import_costs_little():
     "Beyond torch, which a training needs anyway; and the modules beyond the libraries that they use."
     assert seconds_to_import('privreid', loaded='torch')<.05

@@ -72,6 +72,7 @@ def click_and_kill(context, address, items, clicks, kills, tmp_path):
     assert not page.errors and not page.sent
     return sheet
 
+@pytest.mark.full
 def test_no_answer_is_lost_when_the_tab_is_killed(context, tmp_path):
     address,items = write_page(tmp_path, practice=0)
     sheet = click_and_kill(context, address, items, 60, 6, tmp_path)

@@ -37,6 +37,7 @@ def tiny(street, *callbacks, **changes):
 
 def rule(): return Upgradation(0., Epsilons(psnr=-2., ssim=-.2))   # nothing is private
 
+@pytest.mark.full
 def test_live_change_survives_a_kill(street, tmp_path):
     "A change is in the history and in the checkpoint: a resumed training goes on under it, and ends as the whole one."
     whole = tiny(street, rule(), live := LiveEpsilons(), Hand(live)).fit()
