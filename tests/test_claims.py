@@ -55,6 +55,7 @@ def test_each_run_is_told_once_and_none_is_trained_twice(recorded):
     assert not second.returncode and second.stdout.count('finished before')==3
     assert {p: p.stat().st_mtime_ns for p in before}==before
 
+@pytest.mark.full
 def test_upper_is_trained_once_a_seed_and_is_what_a_run_of_its_own_trains(recorded):
     out,_,_ = recorded
     one,*runs = (load_arm(out/'runs'/f'seed3-{d}', 'Upper') for d in ('upper', 'blur', 'pixelation'))
@@ -76,6 +77,7 @@ def test_what_was_interrupted_goes_on(recorded):
     made = json.loads((out/'made'/'seed3-blur.json').read_text())
     assert len(made)==2 and {m['code'] for m in made}=={claims.code_state()} and {m['threads'] for m in made}=={1}
 
+@pytest.mark.full
 def test_another_setup_is_refused(recorded):
     out,_,_ = recorded
     with pytest.raises(SystemExit, match='begun with another set-up .*epochs: 1 -> 3'): claims.main(['train', '--out', str(out), '--seeds', '3', '--desensitizer', 'blur', '--preset-changes', *TINY, 'epochs=3'])
@@ -101,6 +103,7 @@ def test_wrong_changes_are_named(word):
 
 # -- the record
 
+@pytest.mark.full
 def test_a_run_comes_back_from_the_record(recorded, record):
     out,_,_ = recorded
     kept = Record(record)
@@ -124,6 +127,7 @@ def test_columns_and_packing_lose_nothing():
     history = [dict(arm='w/ U', kind=k, epoch=e, x=e) for e in (1, 2) for k in ('validation', 'decision')]
     assert history_of(kept_of([dict(arm='Base', kind='epoch', epoch=1), *history]))==history
 
+@pytest.mark.full
 def test_a_record_of_two_states_of_the_code_is_not_one(recorded, record, capsys, tmp_path):
     out,_,_ = recorded
     note = out/'made'/'seed3-blur.json'

@@ -18,7 +18,8 @@ TINY = dict(people=8, test_people=4, epochs=3, batch=16, ngf=4, ndf=4, validate_
 def weights(run, arm): return {p.name: p.read_bytes() for p in (run/arm).glob('*.safetensors')}
 def rows(run, arm): return [{k: v for k,v in h.items() if k!='arm'} for h in load_history(run) if h['arm']==arm]
 
-@pytest.mark.parametrize('eps_r1, upgrades', [(1., True), pytest.param(-1., False, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize('eps_r1, upgrades', [(1., True), (-1., False)])
 def test_forked_training_equals_the_whole_one(tmp_path, eps_r1, upgrades):
     "w/ U goes on from w/o U's first upgrade; trained alone it gives the same bytes."
     cfg = preset('demo', **TINY, eps_r1=eps_r1)

@@ -6,7 +6,7 @@ import nbformat, pytest
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').glob('[!._]*.ipynb'))
 COURSE = [p for p in NOTEBOOKS if p.stem[0].isdigit()]   # test_lessons runs them: a file is a worker's, and these take long
-QUICK = 'behind_files', '02_hide', 'behind_upgradation', 'behind_tables', 'behind_widgets', 'index'   # one of each kind: files, pictures, a rule, numbers, widgets, prose
+QUICK = 'behind_files', '03_measure', 'behind_upgradation', 'behind_tables', 'behind_widgets', 'index'   # one of each kind: files, pictures, a rule, numbers, widgets, prose
 
 APART = multiprocessing.get_context('forkserver')   # each in a fresh process, born with what takes seconds to import
 APART.set_forkserver_preload(['torch', 'torchvision', 'accelerate', 'pandas', 'skimage.metrics', 'matplotlib.pyplot', 'ipywidgets', 'nbdev.test'])

@@ -331,6 +331,7 @@ def test_all_tables_and_figures_are_there(made):
     for p in (out/'figures').glob('*.png'): assert Image.open(p).size[0]>500
     assert 'licence' not in said
 
+@pytest.mark.full
 def test_tables_hold_what_the_runs_measured(made):
     out,_ = made
     results = {n: json.loads((out/'runs'/f'synthetic-seed0-{n}'/'results.json').read_text()) for n in ('upper', 'blur')}
@@ -351,6 +352,7 @@ def test_tables_hold_what_the_runs_measured(made):
     assert two.groupby('metric').size().to_dict()=={'human': 5, 'machine': 5, 'rank1': 5} and two[two.metric=='human'].obtained.isna().all()
     assert two[two.metric=='machine'].obtained.between(0, 100).all() and (two[two.metric=='machine'].obtained%25==0).all()
 
+@pytest.mark.full
 def test_sheets_are_written_and_answers_go_into_the_table(made, reproduce):
     out,_ = made
     folder, = (out/'verification').iterdir()
@@ -365,6 +367,7 @@ def test_sheets_are_written_and_answers_go_into_the_table(made, reproduce):
     two = pd.read_csv(out/'tables'/'table2.csv').query("metric=='human'")
     assert two.obtained.tolist()==[100.]*5 and np.allclose(two.low, 100*wilson(4, 4)[0])
 
+@pytest.mark.full
 def test_answers_belong_to_the_seed_that_was_shown(made):
     "Another first seed is another study, and the interval counts the answers of one seed only: seeds share pairs."
     out,_ = made
@@ -374,6 +377,7 @@ def test_answers_belong_to_the_seed_that_was_shown(made):
     assert [m['machine']['n'] for _,m in table2(Trained(job, out), study)]==[4]*4
     assert [m['machine']['n'] for _,m in table2(Trained(job, out), replace(study, seed=1))]==[0]*4
 
+@pytest.mark.full
 def test_again_trains_nothing_and_measures_nothing(made, reproduce):
     out,_ = made
     before = {p: p.stat().st_mtime_ns for p in (out/'runs').rglob('*')}
@@ -381,6 +385,7 @@ def test_again_trains_nothing_and_measures_nothing(made, reproduce):
     assert code==0 and '0 to train' in said
     assert {p: p.stat().st_mtime_ns for p in (out/'runs').rglob('*')}==before
 
+@pytest.mark.full
 def test_an_interrupted_run_goes_on(made, reproduce):
     out,_ = made
     run = out/'runs'/'synthetic-seed0-blur'
@@ -407,6 +412,7 @@ def test_an_arm_that_a_later_table_needs_is_trained_beside_the_others(made, repr
     assert set(now)=={'Base', 'w/o U', 'w/ U'} and all(now[a]['settings']==row['settings'] for a,row in once.items())
     assert ask(3)[1].count('0 to train')
 
+@pytest.mark.full
 def test_the_folder_is_its_owners_and_held_while_it_is_worked_on(made, reproduce, one_line):
     out,_ = made
     assert stat.S_IMODE(out.stat().st_mode)==0o700
@@ -416,6 +422,7 @@ def test_the_folder_is_its_owners_and_held_while_it_is_worked_on(made, reproduce
     one_line(err.strip(), out, 'in use by process')
     with held(out): assert reproduce(*ask, '--dry-run')[0]==0      # looking is free
 
+@pytest.mark.full
 def test_a_damaged_measurement_is_named(made, reproduce, one_line):
     out,_ = made
     path = out/'runs'/'synthetic-seed0-blur'/'measurements.json'
@@ -453,6 +460,7 @@ def test_data_sets_are_looked_at_before_the_first_is_trained_on(tmp_path, reprod
     assert code==2 and not (tmp_path/'out').exists()
     one_line(err.strip().splitlines()[-1], 'camera')
 
+@pytest.mark.full
 def test_reprs_fit_a_line(made):
     job = plan(load_run(made[0]/'runs'/'synthetic-seed0-blur')[0], (5,), dict(synthetic=''), ('blur',), (0,))[1]
     assert repr(job)=='Job synthetic-seed0-blur: Base, w/o U, w/ U'

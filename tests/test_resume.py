@@ -108,7 +108,8 @@ def test_killed_at_random_moments(tmp_path, whole):
     assert finish(resume(run), tmp_path/'log')==0, (tmp_path/'log').read_text()[-2000:]
     assert_ends_like(run, whole)
 
-@pytest.mark.parametrize('least', [3, pytest.param(12, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize('least', [3, 12])
 def test_killed_while_writing(tmp_path, whole, least):
     rng,run,kills = random.Random(1), tmp_path/'run', 0
     whens = ['half', 'renamed', 'just after']
