@@ -136,7 +136,8 @@ def test_a_hand_reaches_no_further_than_its_threat_model(one_line):
 
 def without_time(found): return [{k: v for k,v in r.items() if k not in ('seconds', 'over_key')} for r in found['rows'] if r['name']!='recovered with the key']
 
-@pytest.mark.parametrize('how', ['gone', pytest.param('garbage', marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize('how', ['gone', 'garbage'])
 def test_no_attack_reads_the_key(run, attacked, tmp_path, how):
     "The same numbers without it: this is also the test of seeds."
     other = Path(shutil.copytree(run, tmp_path/'run', ignore=shutil.ignore_patterns('attacks.*')))

@@ -74,7 +74,7 @@ def test_report_is_written_again(demo, say):
 
 # --- words never fail
 
-@pytest.mark.parametrize('encoding, words, shown', [('cp932', ['report', None], 'report.html'), ('ascii', ['train', '--help'], '--eps-psnr')])
+@pytest.mark.parametrize('encoding, words, shown', [('cp932', ['report', None], 'report.html'), pytest.param('ascii', ['train', '--help'], '--eps-psnr', marks=pytest.mark.full)])
 def test_any_code_page(demo, encoding, words, shown):
     done = privreid(*(w or demo[0] for w in words), env=ENV|dict(PYTHONIOENCODING=encoding))
     assert done.returncode==0 and shown in done.stdout, done.stderr
@@ -191,6 +191,7 @@ def photos(tmp_path):
     for i,im in enumerate(SyntheticPedestrians(size=(80,40)).split([(0, 0, s) for s in range(3)]).images): Image.fromarray(im.permute(1,2,0).numpy()).save(tmp_path/'photos'/'in'/f'{i}.jpg')
     return tmp_path/'photos'
 
+@pytest.mark.full
 def test_export_as_onnx(demo, say, tmp_path):
     "The network alone, for other programs; a key is named one, and is its owner's."
     pytest.importorskip('onnxscript'); runtime = pytest.importorskip('onnxruntime')

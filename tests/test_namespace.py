@@ -34,6 +34,7 @@ def test_help_through_the_package():
     out = run('import privreid; help(privreid.draw_augmentation); help(privreid.agw.AGW); from privreid.desensitize import Pixelate; help(Pixelate)')
     for comment in ('pixels at height 256, scaled with the height', 'I, to classify while training', 'top-left pixel instead of the mean'): assert comment in out
 
+@pytest.mark.full
 def test_a_script_does_not_pay_for_help():
     "Sources are read when pydoc is imported, which help() does; or before, where it is the program."
     told = 'top-left pixel instead of the mean'
