@@ -1,5 +1,5 @@
 "Own parts in a run, backbones of one's own, and what a run that goes on from another begins with."
-import json, stat, sys
+import json, shutil, stat, sys
 from dataclasses import replace
 import numpy as np, pytest, torch
 from safetensors.torch import load_file
@@ -106,6 +106,19 @@ def test_named_again_it_is_read(made, tmp_path, one_line):
     assert from_run(run, 'protect').net()(torch.zeros(1, 3, 64, 32)).shape==(1, 3, 64, 32)
     with pytest.raises(ValueError) as e: export(run, 'protect', tmp_path/'out')
     one_line(e.value, 'Small', 'carries no code'); assert not (tmp_path/'out').exists()
+
+@pytest.mark.full
+def test_attacked_with_its_plugin(made, capsys, tmp_path, one_line):
+    "Attackers meet the run's own generator and Re-ID model, and its own desensitizer."
+    shutil.copytree(made/'run', run := tmp_path/'run')
+    words = ['attack', run, '--attack', 'pictures', 'pairs', 'authorised', '--people', '8', '--steps', '2', '--device', 'cpu']
+    code,(line,) = said(capsys, *words)
+    assert code==2; one_line(line, 'my.py', '--plugin')
+    code,last = said(capsys, *words, '--plugin', made/'my.py')
+    assert code==0, last
+    found = json.loads((run/'attacks.json').read_text())['arms']['w/o U']
+    assert {r['attack'] for r in found['rows']}=={'scale', 'pairs', 'authorised'} and all(0<=r['rank1']<=1 for r in found['rows'])
+    assert list(found['skipped'])==['pictures']   # nobody has learnt to undo this desensitizer
 
 def test_a_plugin_that_changed_is_told_and_not_gone_on_with(made, tmp_path, one_line, recwarn):
     (tmp_path/'my.py').write_text(PLUGIN+'# another word')
