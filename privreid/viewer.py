@@ -263,11 +263,12 @@ def album(self:Viewer,
     "Several queries, of which one is seen at a time, chosen by click or arrow keys: HTML that needs neither a kernel nor a script."
     check_number(n, 'n', least=1, whole=True)
     r,before,other = self.results, self.query, self.outsider()
+    known = getattr(r, 'labelled', True)
     queries,lost = self.worth_a_look(n), set(r.failures(self.setting))
     choices,sections,chosen = [], [], []
     for k,i in enumerate(queries):
         self.look(i)
-        said = '✕ lost' if i in lost else '✓ found'
+        said = f'query {i}' if not known else '✕ lost' if i in lost else '✓ found'
         choices.append(f'<label><input type="radio" name="query" value="{k}"{" checked" if not k else ""}>{img(r.query.images[i], f"query {i}", 32, "webp")}{said}</label>')
         rankings = [self.ranking_html(s, matches) for s in r.settings]
         if other: rankings.append(self.ranking_html(self.setting, matches, other))
@@ -275,8 +276,8 @@ def album(self:Viewer,
         chosen.append(f'.privreid:has([value="{k}"]:checked) [data-k="{k}"]')
     self.query = before
     only = f'@supports selector(:has(*)){{.privreid section[data-k]{{display:none}}{",".join(chosen)}{{display:block}}}}'
-    legend = f'Queries of {self.arm}, those that are lost in {self.setting} first:'
-    caption = f'{_SIGNS}The number is the distance. Below a stage: where it differs from the raw picture.'+(' The outsider has learnt from raw pictures only.' if other else '')
+    legend = f'Queries of {self.arm}'+(f', those that are lost in {self.setting} first:' if known else ':')
+    caption = (_SIGNS if known else '')+'The number is the distance. Below a stage: where it differs from the raw picture.'+(' The outsider has learnt from raw pictures only.' if other else '')
     return (f'<figure class="privreid album"><style>{WIDGET_STYLE}{_VIEW}{_ALBUM}{only}</style><form><fieldset><legend>{html.escape(legend)}</legend>{"".join(choices)}</fieldset></form>'
             f'{"".join(sections)}<figcaption>{html.escape(caption)}</figcaption></figure>')
 

@@ -247,6 +247,8 @@ def test_bare_pictures_are_marked_neither_right_nor_wrong():
     assert [m.index for m in own.results.ranking('own-own', 2, 12)]==torch.cdist(q, g)[2].argsort(stable=True).tolist()   # nothing is left out
     page = own.to_html()
     assert '✓' not in page and '✕' not in page and 'camera' not in page and 'query 0 of 5' in page
+    page = own.album(3)
+    assert '✓' not in page and '✕' not in page and 'lost' not in page and page.count('<section')==3
     panel = Panel(own)
     panel.choices['order'].value = 'false first match'
     assert 'not known' in panel.message.value and own.order=='all queries'
