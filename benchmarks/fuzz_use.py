@@ -204,7 +204,7 @@ def videos(rng, folder)->Case:
         n = Film(path).count
         return protect_film(path, {k: [[1, 1, 20, 30, 1]] for k in range(1, n+1)}, net_of(Anonymizer), out, bare='black')
     def right(done): return '' if what!='plain' or done.frames==FRAMES else str(done)
-    return Case(f'{ending}, {what}', act, (path, out, 'rame '), right, must=what=='plain')
+    return Case(f'{ending}, {what}', act, (path, out, 'rame '), right, must=what=='plain' and ending!='.ts')   # FFmpeg knows no transport stream as short as this one
 
 def sidecars(rng, folder)->Case:
     "What is locked up beside a film, damaged: not one pixel of it may come back."
