@@ -90,6 +90,7 @@ def _parser(full:bool=True)->argparse.ArgumentParser:
     report = commands.add_parser('report', help='write the report of a run, or compare several')
     report.add_argument('runs', type=Path, nargs='+', metavar='RUN', help='run folder: one for its report, several for a comparison with the first')
     report.add_argument('--out', type=Path, default=None, metavar='FILE.html', help='where to write (default: RUN/report.html; comparison.html)')
+    report.add_argument('--latex', type=Path, metavar='FILE.tex', help='write the tables in LaTeX, too')
     data = commands.add_parser('data', help='look at a data set').add_subparsers(dest='action', required=True, metavar='check')
     check = data.add_parser('check', help='examine a data set', description='Examine a data set. Exit code: 0 fine, 1 something changes the numbers, 2 not usable.')
     check.add_argument('--data', required=True, help='data set, as for train: market1501, msmt17, cuhk03, cuhk03-labeled or folder')
@@ -429,6 +430,9 @@ def _report(args)->None:
     else:
         with held(read_run(args.runs[0]).folder): path = write_report(args.runs[0])
     print(path.resolve())
+    if args.latex:
+        from privreid.tables import write_latex
+        print(write_latex(read_runs(args.runs), args.latex).resolve())
 
 def _cache(args)->None:
     from privreid.cache import cache_dir, cached, clear_cache

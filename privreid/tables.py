@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SAVED', 'KEYS', 'PAPER_DATA', 'DIGITS', 'TITLES', 'CAPTIONS', 'unprotected', 'recovered_reid', 'through_file',
            'saved_recovery', 'paper', 'same_row', 'published', 'side_by_side', 'as_printed', 'markdown', 'latex',
-           'write_table']
+           'write_table', 'write_latex']
 
 # %% ../nbs/behind_tables.ipynb #6227d414
 import io, json
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
 import numpy as np
@@ -21,7 +21,8 @@ from torch import Tensor
 from .data import to_float, to_uint8
 from .evaluation import evaluating, measure, qualities
 from .experiments import Arm, Experiment
-from .files import atomic
+from .files import atomic, expand
+from .report import Finished, quality_table, settings_table, snooper_table
 from .verification import wilson
 
 # %% ../nbs/behind_tables.ipynb #15c3b32b
@@ -139,7 +140,7 @@ def markdown(df:pd.DataFrame)->str: # df of text
 
 def latex(df:pd.DataFrame, caption:str)->str: # df of text, its first column the data set
     "LaTeX tables for the packages booktabs and graphicx, one for each data set; one that is wider than the text shrinks."
-    escape = str.maketrans({**{c: f'\\{c}' for c in '%&_#$'}, '±': r'$\pm$', '–': '--'})
+    escape = str.maketrans({**{c: f'\\{c}' for c in '%&_#${}'}, '\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '±': r'$\pm$', '–': '--'})
     line = lambda cells: ' & '.join(c.translate(escape) for c in cells)+r' \\'
     def one(part): return [r'\begin{table}', rf'\caption{{{caption.translate(escape)}}}', r'\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%', rf'\begin{{tabular}}{{{"l"*df.shape[1]}}}',
                            r'\toprule', line(df.columns), r'\midrule', *(line(r) for r in part.values), r'\bottomrule', r'\end{tabular}}', r'\end{table}', '']
@@ -162,3 +163,23 @@ def write_table(table:int, tidy:pd.DataFrame, folder:Path)->list[Path]:
     for path,text in zip(paths, texts.values()):
         with atomic(path) as tmp: tmp.write_text(text, encoding='utf-8')
     return paths
+
+# %% ../nbs/behind_tables.ipynb #run-tex
+def write_latex(
+    runs:dict[str,Finished], # by name, from `read_runs`
+    path:str|Path,
+)->Path:
+    "Write four tables of runs in LaTeX: rank-1 and mAP in four settings, likeness to the raw image, and what an outsider finds."
+    parts = {'Rank-1 (%) in four settings (query-gallery)': settings_table, 'mAP (%) in four settings (query-gallery)': partial(settings_table, metric='mAP'),
+             'Likeness to the raw image; PSNR is that of the error pooled over all images': quality_table, 'Rank-1 (%) of an outsider, an AGW trained on raw images': snooper_table}
+    def text(v, column): return '–' if pd.isna(v) else f"{v:.{3 if column=='SSIM' else 2 if 'dB' in column else 1}f}"
+    def rows(name, run, make):
+        t = make(run.results)
+        t = t.apply(lambda column: [text(v, column.name) for v in column]).rename_axis('arm').reset_index()
+        return t.assign(data=run.cfg.data, run=name)[['data', 'run', *t.columns]]
+    path,written = expand(path), []
+    for caption,make in parts.items():
+        whole = pd.concat([rows(name, run, make) for name,run in runs.items()]).fillna('–')
+        written.append(latex(whole if len(runs)>1 else whole.drop(columns='run'), f'{caption}.'))
+    with atomic(path) as tmp: tmp.write_text('\n'.join(written), encoding='utf-8')
+    return path

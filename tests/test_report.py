@@ -331,6 +331,20 @@ def runs(tmp_path):
     "Two seeds, and one with another desensitizer and fewer arms."
     return read_runs([make_run(tmp_path/'a'), make_run(tmp_path/'b', seed=1, shift=.04), make_run(tmp_path/'c', ('Upper', 'Base'), desensitizer='noise', shift=-.1)])
 
+def test_tables_in_latex(runs, tmp_path):
+    "The numbers of the report, a line for each run and arm; whatever a run is called stays text."
+    from privreid.tables import write_latex
+    text = write_latex({'a_1': runs['a'], '\\input{b}': runs['b'], 'c': runs['c']}, tmp_path/'new'/'t.tex').read_text()
+    assert text.count(r'\begin{table}')==text.count(r'\end{table}')==4 and not re.search(r'(?<!\\)[_&%$#](?= *[a-z\d])', text.replace(' & ', ' '))
+    first = text.split(r'\end{table}')[0]
+    want = runs['a'].results['arms']['Base']['settings']
+    assert r'synthetic & a\_1 & Base & '+' & '.join(f"{100*want[s]['rank1']:.1f}" for s in ('raw-raw', 'raw-protected', 'protected-raw', 'protected-protected')) in first
+    assert r'\textbackslash{}input\{b\}' in first and r'\input{b}' not in text
+    assert first.count(' & c & ')==2
+    from privreid.cli import main
+    assert main(['report', str(runs['a'].folder), '--latex', str(tmp_path/'one.tex'), '--out', str(tmp_path/'r.html')])==0
+    assert ' & run & ' not in (tmp_path/'one.tex').read_text() and (tmp_path/'r.html').is_file()
+
 def test_comparison_holds_the_right_numbers(runs, tmp_path):
     page = assert_self_contained(write_comparison(runs, tmp_path/'out.html').read_text())
     table = page.tables['Rank-1, raw-protected, %']
