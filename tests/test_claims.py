@@ -139,6 +139,7 @@ def test_a_record_of_two_states_of_the_code_is_not_one(recorded, record, capsys,
 
 # -- the page
 
+@pytest.mark.full
 def test_the_page_is_made_of_the_record(record):
     page = Page(Record(record))
     text = page.page('# {{ seeds }}\n\n{{ claims_table() }}\n\n{{ details() }}\n<!-- rows -->\n<!-- rows: all | exceed 25 dB -->\nOnly {{ psnr("blur", "recovered") }} dB.\n<!-- end of rows -->\n<!-- if real -->\nNever.\n<!-- end if -->\nEnd.')
@@ -152,9 +153,11 @@ def test_the_page_is_made_of_the_record(record):
     svg = page.svg()
     assert svg.count('class="good"')-1==sum(map(len, held.values()))   # one in the legend
 
+@pytest.mark.full
 def test_a_field_without_a_value_is_named(record):
     with pytest.raises(SystemExit, match='no_such_thing'): Page(Record(record)).ask('no_such_thing()')
 
+@pytest.mark.full
 def test_marked_numbers_are_looked_up(record):
     page = Page(Record(record))
     now = f"{page.metric('blur', 'Base', 'raw-raw').mean():.1f}"
