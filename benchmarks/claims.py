@@ -206,7 +206,7 @@ def real(args)->int:
     jobs = [Job(f'seed{cfg.seed}-{d}', replace(cfg, desensitizer=d), ALL, args.out/'real', args.device, args.threads) for d in args.desensitizer]
     return work_off(jobs, args.workers)
 
-LONG = dict(epochs=16, validate_every=1)   # half as long again as the demo; what is shipped is of blur and seed 1, in which all three actions happen
+LONG = dict(epochs=16, validate_every=1)   # more than half as long again as the demo; what is shipped is of blur and seed 1, in which all three actions happen
 
 def long(args)->int:
     "Base, and with upgradation; many validations, pictures of each decision that changed the teacher."

@@ -421,18 +421,18 @@ def _evaluate_elsewhere(args)->None:
 def _report(args)->None:
     from privreid.folder import held
     from privreid.compare import comparison_text, read_runs, write_comparison
-    from privreid.report import read_run, write_report
-    if len(args.runs)>1:
-        runs = read_runs(args.runs)
+    from privreid.report import write_report
+    runs = read_runs(args.runs)
+    if len(runs)>1:
         path = write_comparison(runs, args.out or 'comparison.html')
         print(comparison_text(runs))
     elif args.out: path = write_report(args.runs[0], args.out)
     else:
-        with held(read_run(args.runs[0]).folder): path = write_report(args.runs[0])
+        with held(runs[next(iter(runs))].folder): path = write_report(args.runs[0])
     print(path.resolve())
     if args.latex:
         from privreid.tables import write_latex
-        print(write_latex(read_runs(args.runs), args.latex).resolve())
+        print(write_latex(runs, args.latex).resolve())
 
 def _cache(args)->None:
     from privreid.cache import cache_dir, cached, clear_cache
@@ -466,7 +466,9 @@ def _export(args)->None:
     if args.onnx:
         from privreid.export import export_onnx
         if args.encrypt or args.passphrase_file or args.terms: raise ValueError('--onnx writes a plain file of the network alone: --encrypt, --passphrase-file and --terms are for files without it.')
-        print('KEY: whoever has this file brings people back.\n'*(args.role=='recover')+str(export_onnx(args.run, args.role, args.out, args.arm, args.bits or 32, force=args.force)))
+        path = export_onnx(args.run, args.role, args.out, args.arm, args.bits or 32, force=args.force)
+        if args.role=='recover': print('KEY: whoever has this file brings people back.')
+        print(path)
         return
     word = _passphrase(args) if args.passphrase_file else ask_passphrase(True) if args.encrypt else ''
     path = export(args.run, args.role, args.out, args.arm, word, args.force, args.terms)

@@ -7,6 +7,7 @@ __all__ = ['ORDERS', 'Match', 'ArmResults', 'Viewer', 'img', 'Panel', 'real_peop
 
 # %% ../nbs/behind_viewer.ipynb #60bbc727
 import base64, html, math, os
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,7 @@ class Match:
 
 class ArmResults:
     "What one arm makes of the test people: pictures, features, rankings."
+    labelled = True   # who is who is known
     def __init__(self,
         arm:Arm,
         query:Split, gallery:Split,
@@ -205,7 +207,7 @@ def ranking_html(self:Viewer,
     def show(side, images): return to_uint8(r.sides[side](to_float(images.to(r.device))))
     asked,found = show(q, r.query.images[self.query:self.query+1])[0], r.ranking(setting, self.query, n)
     shown = show(g, r.gallery.images[[m.index for m in found]]) if found else []
-    cells = [f'<li>{img(asked, f"query, {q}", 48, "webp")}<br>query'+(f'<br>camera {int(r.query.cams[self.query])}' if getattr(r, 'labelled', True) else '')+'</li>']
+    cells = [f'<li>{img(asked, f"query, {q}", 48, "webp")}<br>query'+(f'<br>camera {int(r.query.cams[self.query])}' if r.labelled else '')+'</li>']
     for m,image in zip(found, shown):
         verdict,sign = {True: ('right', '✓ '), False: ('wrong', '✕ '), None: ('near', '')}[m.right]
         cells.append(f'<li class="{verdict}">{img(image, f"{verdict} match", 48, "webp")}<br>{sign}{m.distance:.2f}'+('' if m.camera is None else f'<br>camera {m.camera}')+'</li>')
@@ -216,15 +218,17 @@ _VIEW = '''.privreid img{image-rendering:pixelated;max-width:none;margin:0;backg
 .privreid :is(ol,ul){display:flex;flex-wrap:wrap;gap:.4rem;list-style:none;margin:0;padding:0;font-size:.85em;line-height:1.3;text-align:center}.privreid .stages{gap:.4rem .8rem}
 .privreid li{margin:0;flex:none}.privreid .stages li{display:flex;flex-direction:column;align-items:center;gap:.2rem}.privreid li img{border:3px solid transparent}.privreid .stages img{border:0}
 .privreid .right img{border-color:var(--good)}.privreid .wrong img{border-color:var(--bad)}'''
-_SIGNS = 'Green and ✓: the same person; red and ✕: another one. '
+
+def _signs(r:ArmResults)->str:
+    "What the signs of a view mean."
+    return ('Green and ✓: the same person; red and ✕: another one. ' if r.labelled else '')+'The number is the distance. Below a stage: where it differs from the raw picture.'
 
 @patch
 def to_html(self:Viewer, zoom:float=2.)->str:
     "The whole view."
     if self.query is None: return f'<figure class="privreid"><style>{WIDGET_STYLE}</style><p>There is no query of this kind: no first match of {self.arm} in {self.setting} is false.</p></figure>'
     q,rankings = self.results.query, ''.join(self.ranking_html(s) for s in self.results.settings)
-    signs = _SIGNS if getattr(self.results, 'labelled', True) else ''
-    caption = f'{self.arm} of {Path(self.run).name}, query {self.query} of {len(q)}: {q.names[self.query]}. {signs}The number is the distance. Below a stage: where it differs from the raw picture.'
+    caption = f'{self.arm} of {Path(self.run).name}, query {self.query} of {len(q)}: {q.names[self.query]}. {_signs(self.results)}'
     return f'<figure class="privreid"><style>{WIDGET_STYLE}{_VIEW}</style>{self.stages_html(zoom)}{rankings}<figcaption>{html.escape(caption)}</figcaption></figure>'
 
 @patch
@@ -262,22 +266,20 @@ def album(self:Viewer,
 )->str:
     "Several queries, of which one is seen at a time, chosen by click or arrow keys: HTML that needs neither a kernel nor a script."
     check_number(n, 'n', least=1, whole=True)
-    r,before,other = self.results, self.query, self.outsider()
-    known = getattr(r, 'labelled', True)
+    r,v,other = self.results, copy(self), self.outsider()   # the copy looks at one after the other
     queries,lost = self.worth_a_look(n), set(r.failures(self.setting))
     choices,sections,chosen = [], [], []
     for k,i in enumerate(queries):
-        self.look(i)
-        said = f'query {i}' if not known else '✕ lost' if i in lost else '✓ found'
+        v.look(i)
+        said = f'query {i}' if not r.labelled else '✕ lost' if i in lost else '✓ found'
         choices.append(f'<label><input type="radio" name="query" value="{k}"{" checked" if not k else ""}>{img(r.query.images[i], f"query {i}", 32, "webp")}{said}</label>')
-        rankings = [self.ranking_html(s, matches) for s in r.settings]
-        if other: rankings.append(self.ranking_html(self.setting, matches, other))
-        sections.append(f'<section data-k="{k}" aria-label="query {i}">{self.stages_html(zoom)}{"".join(rankings)}</section>')
+        rankings = [v.ranking_html(s, matches) for s in r.settings]
+        if other: rankings.append(v.ranking_html(self.setting, matches, other))
+        sections.append(f'<section data-k="{k}" aria-label="query {i}">{v.stages_html(zoom)}{"".join(rankings)}</section>')
         chosen.append(f'.privreid:has([value="{k}"]:checked) [data-k="{k}"]')
-    self.query = before
     only = f'@supports selector(:has(*)){{.privreid section[data-k]{{display:none}}{",".join(chosen)}{{display:block}}}}'
-    legend = f'Queries of {self.arm}'+(f', those that are lost in {self.setting} first:' if known else ':')
-    caption = (_SIGNS if known else '')+'The number is the distance. Below a stage: where it differs from the raw picture.'+(' The outsider has learnt from raw pictures only.' if other else '')
+    legend = f'Queries of {self.arm}'+(f', those that are lost in {self.setting} first:' if r.labelled else ':')
+    caption = _signs(r)+(' The outsider has learnt from raw pictures only.' if other else '')
     return (f'<figure class="privreid album"><style>{WIDGET_STYLE}{_VIEW}{_ALBUM}{only}</style><form><fieldset><legend>{html.escape(legend)}</legend>{"".join(choices)}</fieldset></form>'
             f'{"".join(sections)}<figcaption>{html.escape(caption)}</figcaption></figure>')
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CURVES', 'ROWS', 'SHAPES', 'LEFT', 'RIGHT', 'PANEL', 'GAP', 'ROW', 'DECIBELS', 'WIDGET_STYLE', 'SLIDERS', 'SAYS',
            'SAID', 'RULE', 'SCRIPT', 'demo_run', 'long_run', 'refuse_broken', 'Explorer', 'spans', 'outcome', 'height',
-           'steps', 'arrow', 'beyond', 'blurred_to', 'reach', 'sliders', 'chosen', 'told', 'explore', 'to_json',
-           'LiveEpsilons', 'start']
+           'steps', 'arrow', 'beyond', 'blurred_to', 'reach', 'sliders', 'told', 'explore', 'to_json', 'LiveEpsilons',
+           'start']
 
 # %% ../nbs/behind_widgets.ipynb #cddf6f34
 import base64, html, io, itertools, math, threading, warnings
@@ -262,15 +262,15 @@ def sliders(eps:Epsilons)->dict[str,ipywidgets.FloatSlider]:
                                       style={'description_width': '11rem'}, layout=ipywidgets.Layout(width='30rem', max_width='100%'))
     return {k: one(k, *options) for k,options in SLIDERS.items()}
 
-def chosen(controls:dict)->Epsilons:
-    "What sliders say. A browser adds step to step and arrives at 0.25000000000000006, which a tie would feel."
-    return Epsilons(**{k: round(s.value, 9) for k,s in controls.items()})
+def _on_its_step(value:float)->float:
+    "What a slider says: a browser adds step to step and arrives at 0.25000000000000006, which a tie would feel."
+    return round(value, 9)
 
 @patch
 def widget(self:Explorer)->ipywidgets.Widget:
     "The explorer with a kernel behind it."
     controls,view = sliders(self.eps), ipywidgets.HTML()
-    def show(_=None): view.value = self.view(chosen(controls))
+    def show(_=None): view.value = self.view(Epsilons(**{k: _on_its_step(s.value) for k,s in controls.items()}))
     def button(name, eps):
         def press(_):
             for k,s in controls.items(): s.value = getattr(eps, k)
@@ -376,7 +376,7 @@ class LiveEpsilons(Callback):
     def __init__(self):
         self.rule,self.eps,self.stopped = None, None, False   # `eps`: what the sliders say, once somebody has moved one
         self.sliders,self.status,stop = sliders(Epsilons()), ipywidgets.HTML('waiting for the first validation'), ipywidgets.Button(description='stop training')
-        for k,s in self.sliders.items(): s.observe(lambda change, k=k: self.ask(**{k: round(change['new'], 6)}), 'value')
+        for k,s in self.sliders.items(): s.observe(lambda change, k=k: self.ask(**{k: _on_its_step(change['new'])}), 'value')
         stop.on_click(lambda _: setattr(self, 'stopped', True))
         self.panel = ipywidgets.VBox([*self.sliders.values(), stop, self.status])
 
