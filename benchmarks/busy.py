@@ -23,10 +23,12 @@ OURS = 'OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'
 TRAINING = """
 import sys, time, warnings, torch
 warnings.simplefilter('ignore')
+from privreid.config import preset
 from privreid.data import SyntheticPedestrians
 from privreid.desensitize import desensitizer
-from privreid.joint import JointTraining, Supervision, Trainer, preset
+from privreid.joint import Trainer
 from privreid.machine import accelerator_on
+from privreid.training import JointTraining, Supervision
 cfg = preset('demo')
 street = SyntheticPedestrians(train_ids=16, test_ids=4, distractors=2, size=cfg.size).load()
 trainer = Trainer(JointTraining(cfg, 13, accelerator_on('cpu')), street.train, Supervision(desensitizer('blur')))

@@ -79,9 +79,11 @@ def snapshots(run, people:int=4, most:int=5):
 def train_one(spec:dict):
     "Train and measure one run: begin it, or go on with it; what it was made with is written down beside it."
     import torch
-    from privreid.experiments import ARM_FOLDERS, begin, finished_arms, write_pictures
+    from privreid.arms import ARM_FOLDERS
+    from privreid.experiments import begin
+    from privreid.records import finished_arms, write_pictures
     from privreid.folder import write_json
-    from privreid.joint import read_config
+    from privreid.config import read_config
     folder,note,upper = Path(spec['folder']), Path(spec['note']), spec.get('upper')
     sittings = json.loads(note.read_text()) if note.is_file() else []
     goes_on,start = (folder/'config.json').is_file(), time.time()
@@ -116,7 +118,7 @@ class Job:
     def finished(self)->bool:
         "Whether all of it is there; a folder of another set-up is refused."
         from privreid.checkpoint import difference
-        from privreid.experiments import load_run
+        from privreid.records import load_run
         if not (self.folder/'config.json').is_file(): return False
         if changed := difference(asdict(load_run(self.folder)[0]), asdict(self.cfg)): raise SystemExit(f'{self.folder} was begun with another set-up ({changed}): name another folder with --out.')
         return (self.folder/'results.json').is_file()
@@ -156,7 +158,7 @@ def work_off(jobs:list[Job], workers:int)->int: # number that failed
 
 def changes(words:list[str])->dict:
     "`field=value …` as a dictionary; a list of numbers has commas, and may be empty."
-    from privreid.joint import Config
+    from privreid.config import Config
     kinds,found = {f.name: f.type for f in fields(Config)}, {}
     for w in words:
         name,sign,text = w.partition('=')
@@ -168,7 +170,7 @@ def changes(words:list[str])->dict:
 
 def set_up(args, **more):
     "The configuration that the options ask for."
-    from privreid.joint import preset
+    from privreid.config import preset
     try: return preset(args.preset, **more|changes(args.preset_changes))
     except ValueError as e: raise SystemExit(f'--preset-changes: {e}') from None
 
@@ -220,7 +222,7 @@ def long(args)->int:
 
 def ship_long(folder:Path, to:Path)->int: # 1: it is not worth showing
     "Copy what is shipped of the longer recording, and say what happened in it."
-    from privreid.experiments import load_history, read_pictures
+    from privreid.records import load_history, read_pictures
     rows = load_history(folder)
     told = [(h['epoch'], h['action']) for h in rows if h['kind']=='decision']
     upgrades,falls = ([e for e,a in told if a==which] for which in ('upgrade', 'fall back'))

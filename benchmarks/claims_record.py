@@ -41,7 +41,7 @@ def slim(path:Path)->bytes: # safetensors
 
 def row_of(folder:Path, note:Path, base:dict, outcomes:bool=True)->dict:
     "What is kept of a finished run; `base` is the configuration that the runs share."
-    from privreid.experiments import load_history, load_run
+    from privreid.records import load_history, load_run
     cfg,meta = load_run(folder)
     own = json.loads((folder/'results.json').read_text(encoding='utf-8'))
     history,sittings = load_history(folder), json.loads(note.read_text())
@@ -93,9 +93,9 @@ def demo_seconds()->int:
 
 def collect(out:Path, to:Path)->int: # 1: something is not as it should be
     "Write the record; parts that `out` has nothing of stay as they were."
-    from privreid.experiments import load_run
+    from privreid.records import load_run
     from privreid.files import strict_json
-    from privreid.joint import preset
+    from privreid.config import preset
     runs,old = finished(out), json.loads(to.read_text(encoding='utf-8')) if to.is_file() else {}
     base = json.loads(json.dumps(asdict(load_run(runs[0][0])[0]))) if runs else old.get('config')
     if base is None: raise SystemExit(f'{out} holds no finished run of `claims.py train`: train first.')

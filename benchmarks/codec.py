@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 from common import publish
 from privreid.codec import WAYS
+from privreid.config import preset
 from privreid.evaluation import measure
-from privreid.experiments import load_arm, load_results, open_run, run_experiment
+from privreid.experiments import run_experiment
 from privreid.files import strict_json
-from privreid.joint import preset
+from privreid.records import load_arm, load_results
+from privreid.reopen import open_run
 
 ARM = 'w/o U'
 RECORD = Path(__file__).with_name('codec.json')

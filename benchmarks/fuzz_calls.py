@@ -13,15 +13,15 @@ from hypothesis import HealthCheck, Phase, given, seed, settings, strategies as 
 from PIL import Image
 import privreid.cli, privreid.joint, privreid.reproduce
 from privreid.agw import AGW, BACKBONES, build_backbone, gem, id_loss, wrt_loss
+from privreid.config import Config, preset
 from privreid.data import PKSampler, Split, SyntheticPedestrians, show_pictures, split_validation, to_float, to_uint8
 from privreid.datasets import READERS, image_folder, list_data, load_data
 from privreid.desensitize import Blur, GaussianNoise, Pixelate, box_radius, desensitizer
 from privreid.doctor import examine
 from privreid.evaluation import distances, evaluate_ranking, mse, psnr, ssim
-from privreid.experiments import load_arm, load_run
-from privreid.joint import Config, preset
 from privreid.pictures import decode, read_image
 from privreid.pix2pix import UNetGenerator, unet_depth
+from privreid.records import load_arm, load_run
 from privreid.upgradation import State, Validation, decide, replay, validations
 from privreid.verification import best_threshold, sample_pairs, wilson
 from privreid.widgets import Explorer, demo_run

@@ -19,15 +19,17 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save
 from scipy.io import savemat
 from privreid.agw import AGW, Mini, build_backbone
+from privreid.arms import Arm
 from privreid.checkpoint import STATE, read_tensors
 from privreid.compare import comparison_text, read_runs
 from privreid.data import PARTS, SyntheticPedestrians, read_data, save_data
 from privreid.datasets import list_data, read_split
 from privreid.doctor import examine
-from privreid.experiments import Arm, load_arm, load_run, load_weights, read_pictures, save_arm, write_json, write_pictures
+from privreid.folder import write_json
 from privreid.folder import expect
 from privreid.pictures import read_image
 from privreid.pix2pix import UNetGenerator
+from privreid.records import load_arm, load_run, load_weights, read_pictures, save_arm, write_pictures
 from privreid.report import read_run, summary, write_report
 from privreid.reproduce import Job, Study, Trained, table2
 from privreid.verification import read_answers, score_answers, write_sheets

@@ -13,12 +13,13 @@ from claims import commit
 from common import stopwatch
 from evaluation import SIZES, fabricate
 from training import GPU, Machine, PlainStep, Utilisation, epoch, flops, makers
+from privreid.config import preset
 from privreid.data import SyntheticPedestrians, augment, draw_augmentation, to_float
 from privreid.desensitize import DESENSITIZERS, desensitizer
 from privreid.evaluation import distances, evaluate_ranking, ssim
 from privreid.experiments import run_experiment
-from privreid.joint import JointTraining, preset
 from privreid.report import read_run, summary, write_report
+from privreid.training import JointTraining
 
 TOY = dict(height=64, width=32, backbone='mini', weights='', ngf=8, ndf=8, batch=16)
 

@@ -11,15 +11,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from common import publish
+from privreid.arms import Experiment
 from privreid.codec import Codec
+from privreid.config import preset
 from privreid.data import SyntheticPedestrians, to_float
 from privreid.evaluation import interval, measure, resampled
-from privreid.experiments import Experiment, load_weights, save_weights
 from privreid.files import strict_json
 from privreid.folder import write_json
-from privreid.joint import JointTraining, ReidTraining, agw_of, preset
 from privreid.keyed import draw_streams, generators_of, one_bit_off, streams
 from privreid.pix2pix import UNetGenerator
+from privreid.records import load_weights, save_weights
+from privreid.training import JointTraining, ReidTraining, agw_of
 
 WAYS = dict(none='', signs='signs', pad='pad')
 RECORD = Path(__file__).with_name('keyed.json')

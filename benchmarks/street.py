@@ -16,10 +16,11 @@ from torch import nn
 from common import publish
 from privreid import __version__
 from privreid.agw import STREET_SEED, AGW
+from privreid.arms import Experiment
+from privreid.config import Config, preset
 from privreid.data import SyntheticPedestrians, to_float
 from privreid.evaluation import four_settings
-from privreid.experiments import Experiment
-from privreid.joint import Config, ReidTraining, preset
+from privreid.training import ReidTraining
 
 RECIPE = Config(data='synthetic', people=400, test_people=64, height=64, width=32, backbone='mini', weights='', epochs=20, batch=32,
                 lr=2e-3, warmup=0, milestones=(14, 18), seed=STREET_SEED)

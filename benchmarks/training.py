@@ -21,11 +21,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from common import Apart, load, options, publish, race, stopwatch
 from privreid.agw import wrt_loss
 from privreid.checkpoint import Checkpoint
+from privreid.config import Config, preset
 from privreid.data import SyntheticPedestrians
 from privreid.evaluation import Validate
 from privreid.experiments import Log
-from privreid.joint import Config, JointTraining, Progress, Supervision, Trainer, desensitizer_of, preset
+from privreid.joint import Progress, Trainer
 from privreid.machine import HALF, bf16_in_hardware
+from privreid.training import JointTraining, Supervision, desensitizer_of
 
 CPU = Config(data='synthetic', height=128, width=64, backbone='resnet18', weights='', ngf=32, ndf=32, batch=16)
 GPU = Config(data='synthetic', weights='')

@@ -2,8 +2,9 @@
 import sys
 from pathlib import Path
 import torch
+from privreid.arms import Experiment
 from privreid.data import show_pictures, to_float
-from privreid.experiments import Experiment, load_arm, load_run
+from privreid.records import load_arm, load_run
 
 def main(run:str):
     cfg,_ = load_run(run)

@@ -23,21 +23,25 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 from .agw import AGW, STREET_SEED
+from .arms import Experiment, arm_named, data_options
 from .bundles import default_arm, nets_of
 from .checks import check_number, choice
+from .config import Config, stretched
 from .data import Split, SyntheticPedestrians, to_float, to_uint8
 from .desensitize import Blur, GaussianNoise, Pixelate, blur_matrix
 from .evaluation import apply, distances, evaluate_ranking, interval, likeness, outcomes_of, resampled, restart, summary_of
-from .experiments import Experiment, arm_named, data_options, environment, load_run, open_run, write_pictures
 from .files import expand, legible, progress
 from .folder import held, write_json
-from .joint import Config, ReidTraining, Supervision, Trainer, seed_of, stretched
+from .joint import Trainer, seed_of
 from .machine import accelerator_on, arranged
 from .outsider import acquainted
 from .pedestrians import PERSON, draw_fields
 from .pix2pix import UNetGenerator
 from .ranking import Retrieval
+from .records import environment, load_run, write_pictures
+from .reopen import open_run
 from .report import ATTACKS_FILE, attack_headline, attack_table, load_attacks, write_report
+from .training import ReidTraining, Supervision
 
 # %% ../nbs/behind_attacks.ipynb #att-threats
 HOLDINGS = dict(

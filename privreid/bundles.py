@@ -19,16 +19,17 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 import privreid
 from .agw import AGW, BACKBONES
+from .arms import ARM_FOLDERS, ARMS, arm_named
 from .backbones import TORCHVISION
 from .checkpoint import finite_tensors
 from .checks import check_number, choice, shown
-from .experiments import ARM_FOLDERS, ARMS, arm_named, load_results, load_run, load_weights, net_of
 from .files import atomic, expand, legible, strict_json
 from .folder import COUNT, FINITE, FORMAT_1, expect, hexadecimal, nothing, writing
+from .keyed import refuse_keyed
 from .locks import MAGIC, lock_of, locked, one_of, refuse_file, unlocked
 from .machine import arranged
-from .keyed import refuse_keyed
 from .pix2pix import UNetGenerator
+from .records import load_results, load_run, load_weights, net_of
 
 # %% ../nbs/behind_bundles.ipynb #7d462503
 ROLES = dict(protect='anonymizer', recover='KEY', reid='Re-ID model')

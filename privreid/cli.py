@@ -25,7 +25,7 @@ def add_config_options(
     "One option for each field of `Config`; an option that is not given leaves the preset's value."
     from dataclasses import fields
     from fastcore.docments import docments
-    from privreid.joint import Config, preset
+    from privreid.config import Config, preset
     helps,mine = docments(Config), preset(start)
     def shown(v): return f"'{v}'" if isinstance(v, str) else v
     group = parser.add_argument_group(f'configuration (defaults: those of preset {start})')
@@ -319,14 +319,16 @@ def _speaking():
 def _changes(args)->dict:
     "The fields of `Config` that were given as options."
     from dataclasses import fields
-    from privreid.joint import Config
+    from privreid.config import Config
     own = OWN if args.command=='reproduce' else ()
     return {f.name: v for f in fields(Config) if f.name not in own and (v := getattr(args, f.name)) is not None}
 
 def _train(args)->None:
     from dataclasses import replace
-    from privreid.experiments import ARMS, begin, load_run
-    from privreid.joint import preset, stretched
+    from privreid.arms import ARMS
+    from privreid.experiments import begin
+    from privreid.records import load_run
+    from privreid.config import preset, stretched
     from privreid.report import read_run, summary, write_report
     changes,start,own = _changes(args), time.time(), load_run(args.resume or args.start) if args.resume or args.start else None
     parts = _own_parts(args)
@@ -353,8 +355,9 @@ def _foresee(cfg, arms:tuple, parts)->None:
     "Say what a run would do."
     from privreid.cache import cache_dir
     from privreid.datasets import list_data, people_of
-    from privreid.experiments import chosen_arms, data_options, disk_use
-    from privreid.joint import check
+    from privreid.arms import chosen_arms, data_options
+    from privreid.experiments import disk_use
+    from privreid.config import check
     from privreid.parts import said_of
     cfg,arms = check(cfg), chosen_arms(arms)
     if cfg.data=='synthetic' or parts.data is not None: people,images = cfg.people-max(1, round(cfg.people/5)), 0
@@ -377,7 +380,7 @@ def _features(args)->None:
 # %% ../nbs/behind_cli.ipynb #3447ad05
 def _reproduce(args)->None:
     from privreid.desensitize import DESENSITIZERS
-    from privreid.joint import preset
+    from privreid.config import preset
     from privreid.reproduce import FIGURES, TABLES, reproduce
     numbers = _chosen(args.table, TABLES, 'table')+_chosen(args.figure, FIGURES, 'figure') or TABLES+FIGURES
     hide = _chosen(args.desensitizer, tuple(DESENSITIZERS), 'desensitizer')
@@ -395,7 +398,8 @@ def _promised(path:Path|None): # yields what writes a value as JSON; without a p
         with atomic(path) as tmp: yield lambda value: tmp.write_text(strict_json(value, 1)+'\n', encoding='utf-8')
 
 def _evaluate(args)->None:
-    from privreid.experiments import evaluate_run, load_history, load_run
+    from privreid.records import load_history, load_run
+    from privreid.reopen import evaluate_run
     from privreid.report import summary
     from privreid.upgradation import Epsilons
     one = args.data[0] if len(args.data)==1 and '=' not in args.data[0] else ''

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from html import escape
 from pathlib import Path
 import pandas as pd
-from .experiments import write_text
+from .folder import write_text
 from .report import CROSSED, METRICS, VALIDATED, Claim, Finished, chart, claims, claims_list, destination, legend, page, pooled_claims, queries, read_run, table, with_difference
 
 # %% ../nbs/behind_compare.ipynb #02df8f1e

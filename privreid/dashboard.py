@@ -13,8 +13,8 @@ import ipywidgets
 import torch
 from PIL import Image
 from torch import Tensor
-from .checks import check_number
 from .checkpoint import Checkpoint
+from .checks import check_number
 from .data import Split, to_float, to_uint8
 from .evaluation import evaluating
 from .files import in_notebook

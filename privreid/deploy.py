@@ -15,19 +15,21 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from .arms import arm_named
 from .bundles import from_run, read_bundle, refuse_other_pair
-from .checks import check_images, check_number, choice
 from .cache import cache_dir
+from .checks import check_images, check_number, choice
+from .config import preset
 from .data import to_float, to_uint8
 from .datasets import image_folder, read_split, refuse_unusable
 from .desensitize import DESENSITIZER_ALIASES, DESENSITIZERS
-from .experiments import arm_named, load_run, run_experiment
+from .experiments import run_experiment
 from .files import expand, legible
-from .joint import preset
 from .machine import accelerator_on
 from .outlet import KEEP, Done, convert, encoded, fill, how_written, names_back, notes_of, proved, why_not
 from .outsider import known_people, pattern_for, told_by_outsider
 from .pictures import read_image
+from .records import load_run
 from .shards import contents, shards_of
 from .tree import filled, named, pictures_below, read_record, refuse_mixed
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from .agw import AGW
+from .arms import arm_named
 from .bundles import KINDS, LOCKED, ROLES, from_run, look_at, read_bundle
 from .checks import choice
-from .experiments import arm_named
 from .files import atomic, expand, legible, strict_json
 from .folder import writing
 

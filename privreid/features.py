@@ -12,14 +12,16 @@ from typing import Iterable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from .arms import arm_named
 from .checks import check_number, check_size, legible, shown
 from .data import Split
 from .evaluation import apply
-from .experiments import arm_named, evaluate_run, load_arm, load_run
 from .files import atomic, expand
 from .folder import writing
 from .machine import accelerator_on
 from .pictures import read_image
+from .records import load_arm, load_run
+from .reopen import evaluate_run
 from .tree import pictures_below
 
 # %% ../nbs/behind_features.ipynb #ft5

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from .arms import Arm, Experiment
 from .checks import check_number, check_values
 from .data import Split, show_pictures
 from .evaluation import apply, restart
-from .experiments import Arm, Experiment
 from .files import atomic
 
 # %% ../nbs/behind_figures.ipynb #6c96fcb8

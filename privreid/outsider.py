@@ -14,10 +14,10 @@ from .agw import AGW
 from .data import to_float
 from .datasets import manifest_of, match_names, numbered, read_manifest
 from .evaluation import Retrieval, distances, evaluate_ranking
-from .experiments import finished_arms, load_arm, load_run
 from .files import expand, progress
 from .machine import arranged
 from .pictures import read_image
+from .records import finished_arms, load_arm, load_run
 
 # %% ../nbs/behind_outsider.ipynb #0f515d05
 MARKET_NAMES = r'(?:^|/)(?!-|0+_)(?P<identity>[^/_]+)_c(?P<camera>[0-9]+)'   # neither bad boxes (-1) nor distractors (0)

@@ -17,9 +17,9 @@ from .checks import check_number, choice
 from .data import SyntheticPedestrians, to_float, to_uint8
 from .desensitize import DESENSITIZERS
 from .evaluation import pooled_psnr, ssim
-from .experiments import finished_arms, load_arm, load_run
 from .files import expand
 from .pictures import PIXELS, encode, read_image
+from .records import finished_arms, load_arm, load_run
 from .widgets import SAID, WIDGET_STYLE, told
 
 # %% ../nbs/behind_playground.ipynb #play-core

@@ -22,13 +22,14 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from .arms import Results
+from .config import Config
 from .datasets import read_split
 from .evaluation import LEVEL, RESAMPLES, SCORED, interval, over_seeds, quality_of
-from .experiments import Results, load_history, load_outcomes, load_results, load_run, read_pictures, write_text
 from .files import expand, legible, strict_json
-from .folder import COUNT, FINITE, FORMAT_1, NUMBER, RATE, expect, read_json
-from .joint import Config
+from .folder import write_text, COUNT, FINITE, FORMAT_1, NUMBER, RATE, expect, read_json
 from .parts import said_of
+from .records import load_history, load_outcomes, load_results, load_run, read_pictures
 from .upgradation import COLOURS, MARKERS, PSNR_CEILING, Epsilons
 
 # %% ../nbs/behind_report.ipynb #08564bdd

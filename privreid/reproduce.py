@@ -17,18 +17,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .data import ReidData, SyntheticPedestrians
+from .arms import ARMS, Arm, Experiment, data_options, moved
 from .checks import check_number
-from .evaluation import quality_of
-from .folder import COUNT, FINITE, RATE, by_main, held, misfit, nothing, read_json, write_json, writing
+from .config import Config, check
+from .data import ReidData, SyntheticPedestrians
 from .datasets import list_data, refuse_unusable
-from .experiments import (ARMS, QUALITY, Arm, Experiment, data_options, finished_arms, load_arm,
-                                  load_results, load_run, moved, run_experiment, stages)
-from .files import expand
+from .evaluation import quality_of
+from .experiments import run_experiment
 from .figures import GRIDS, feature_map, grid, needs_sklearn, save_figure
-from .joint import Config, JointTraining, ReidTraining, check
+from .files import expand
+from .folder import COUNT, FINITE, RATE, by_main, held, misfit, nothing, read_json, write_json, writing
 from .machine import accelerator_on
+from .records import QUALITY, finished_arms, load_arm, load_results, load_run, stages
 from .tables import KEYS, recovered_reid, saved_recovery, side_by_side, unprotected, write_table
+from .training import JointTraining, ReidTraining
 from .verification import GROUPS, draw_key, machine_rater, pair_images, read_answers, read_key, sample_pairs, score_answers, write_group, write_sheets
 
 # %% ../nbs/behind_reproduce.ipynb #91833b14

@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 from .checks import check_number, legible
 from .data import Split
-from .experiments import load_arm, open_run
 from .files import atomic, expand, strict_json
 from .pictures import encode
+from .records import load_arm
+from .reopen import open_run
 from .verification import ANSWERS, GROUPS, check_pairs, count_pairs, draw_key, pair_images, read_key, read_rows, read_votes, sample_pairs, score_votes, write_group, write_sheets
 from .widgets import WIDGET_STYLE, told
 

@@ -18,9 +18,9 @@ import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
+from .arms import Arm, Experiment
 from .data import to_float, to_uint8
 from .evaluation import evaluating, measure, qualities
-from .experiments import Arm, Experiment
 from .files import atomic, expand
 from .report import Finished, quality_table, settings_table, snooper_table
 from .verification import wilson

@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
+from .arms import Arm, Experiment, arm_named
 from .checks import check_number, check_values, legible, shown
 from .data import Split, to_float, to_uint8
 from .evaluation import apply, pooled_psnr, psnr, restart, ssim, sweep
-from .experiments import Arm, Experiment, arm_named, load_arm, open_run
 from .files import atomic, expand
 from .pictures import encode
+from .records import load_arm
+from .reopen import open_run
 from .widgets import SAID, WIDGET_STYLE, told
 
 # %% ../nbs/behind_viewer.ipynb #f11d4994

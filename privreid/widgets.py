@@ -24,10 +24,10 @@ from .checks import check_number, shown
 from .data import SyntheticPedestrians, to_float, to_uint8
 from .desensitize import Blur
 from .evaluation import pooled_psnr
-from .experiments import load_history, load_run, read_json
 from .files import expand, strict_json
-from .folder import RATE, misfit
+from .folder import read_json, RATE, misfit
 from .joint import Callback, Trainer
+from .records import load_history, load_run
 from .upgradation import JUDGED, PSNR_CEILING, Decision, Epsilons, Upgradation, Validation, first_state, replay, validations
 
 # %% ../nbs/behind_widgets.ipynb #ef94c552

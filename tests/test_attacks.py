@@ -8,11 +8,12 @@ import pytest, torch
 from torch import nn
 from privreid.attacks import (APART, ATTACKS, HOLDINGS, OWNER, THREATS, Effort, Hand, NotHeld, Scene, as_files, attack_run, auc, chosen_attacks, from_pairs, from_pictures,
                               similarity_gaps, learn_inverse, linear_inverse, probe, recipe_of, refuse_shared, roc, scale_of, scene_of, told_apart, tuned_probe, undone)
+from privreid.config import preset
 from privreid.data import Split, SyntheticPedestrians, to_float, to_uint8
 from privreid.desensitize import Blur, Desensitizer, GaussianNoise, Pixelate
 from privreid.evaluation import psnr
-from privreid.experiments import read_pictures, run_experiment
-from privreid.joint import preset
+from privreid.experiments import run_experiment
+from privreid.records import read_pictures
 from privreid.report import attack_words, load_attacks, write_report
 
 TINY = dict(people=12, test_people=6, epochs=1, batch=16, ngf=4, ndf=4, milestones=(), weights='')

@@ -6,9 +6,10 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save
 from privreid import locks
 from privreid.bundles import KINDS, TERMS, bundle_of, export, mark_of, info, look_at, packed, read_bundle, terms_of, unpacked
-from privreid.experiments import run_experiment, save_weights
-from privreid.joint import preset
+from privreid.config import preset
+from privreid.experiments import run_experiment
 from privreid.locks import locked, unlocked
+from privreid.records import save_weights
 
 TINY = dict(people=12, test_people=6, epochs=1, batch=16, ngf=4, ndf=4, milestones=())
 encrypts = pytest.mark.skipif(not importlib.util.find_spec('cryptography'), reason="encrypts keys: pip install 'privreid[keys]'")

@@ -9,7 +9,7 @@ sys.path.insert(0, str(ROOT/'benchmarks'))
 import claims, claims_page, claims_record
 from claims_page import Page, grouped, marked
 from claims_record import Record, collect, columns, history_of, kept_of, packed, rows_of, unpacked
-from privreid.experiments import load_arm
+from privreid.records import load_arm
 from privreid.report import claims as judged, read_run
 
 TINY = 'people=12 test_people=6 epochs=1 batch=16 ngf=4 ndf=4 milestones= validate_every=1'.split()
@@ -61,7 +61,7 @@ def test_upper_is_trained_once_a_seed_and_is_what_a_run_of_its_own_trains(record
     one,*runs = (load_arm(out/'runs'/f'seed3-{d}', 'Upper') for d in ('upper', 'blur', 'pixelation'))
     for arm in runs:
         assert arm.history==one.history and all((a==b).all() for a,b in zip(arm.reid.state_dict().values(), one.reid.state_dict().values()))
-    from privreid.experiments import Experiment
+    from privreid.arms import Experiment
     cfg = read_run(out/'runs'/'seed3-pixelation').cfg
     assert [h['reid_raw'] for h in Experiment(cfg, device='cpu').upper().history]==[h['reid_raw'] for h in one.history]
 

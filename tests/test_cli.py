@@ -6,8 +6,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from privreid import cli
 from privreid.cli import main
+from privreid.config import preset
 from privreid.data import SyntheticPedestrians
-from privreid.joint import preset
 
 PRIVREID = str(Path(sys.executable).parent/'privreid')
 TINY = ['--people', '12', '--test-people', '6', '--epochs', '2', '--batch', '16', '--ngf', '4', '--ndf', '4', '--validate-every', '1', '--milestones', '']

@@ -4,11 +4,13 @@ import ipywidgets, pytest, torch
 from accelerate import Accelerator
 from privreid import dashboard as module
 from privreid.checkpoint import Checkpoint
+from privreid.config import preset
 from privreid.dashboard import LOSS_WORDS, Dashboard, spark
 from privreid.data import SyntheticPedestrians
 from privreid.desensitize import Blur, GaussianNoise
 from privreid.evaluation import Validate
-from privreid.joint import Callback, JointTraining, Progress, ReidTraining, Supervision, Trainer, preset
+from privreid.joint import Callback, Progress, Trainer
+from privreid.training import JointTraining, ReidTraining, Supervision
 from privreid.upgradation import Epsilons, Upgradation
 from privreid.widgets import start
 

@@ -6,10 +6,10 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from privreid.bundles import export
+from privreid.config import preset
 from privreid.data import SyntheticPedestrians
 from privreid.deploy import Anonymizer, Recovery, desensitize_folder, enlarged, protect_folder, recover_folder, reduced, run_beside
 from privreid.experiments import run_experiment
-from privreid.joint import preset
 from privreid.outsider import MARKET_NAMES
 from privreid.pictures import read_image
 from privreid.tree import RECORD, named, read_record, safe_name

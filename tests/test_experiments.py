@@ -5,13 +5,16 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from privreid.arms import ARMS, arm_named
 from privreid.cli import main
+from privreid.config import preset
 from privreid.data import PARTS, SyntheticPedestrians
 from privreid.datasets import save_split
 from privreid.evaluation import SETTINGS
-from privreid.experiments import (ARMS, arm_named, begin, compare_part, evaluate_run, load_arm, load_history, load_outcomes,
-                                  load_results, load_run, load_weights, look_of, open_run, read_pictures, refuse_other_images, run_experiment, write_json)
-from privreid.joint import preset
+from privreid.experiments import begin, run_experiment
+from privreid.folder import compare_part, look_of, write_json
+from privreid.records import load_arm, load_history, load_outcomes, load_results, load_run, load_weights, read_pictures
+from privreid.reopen import evaluate_run, open_run, refuse_other_images
 
 TINY = dict(people=8, test_people=4, epochs=3, batch=16, ngf=4, ndf=4, validate_every=1, milestones=(2,), eps_psnr=99., eps_ssim=2.)
 

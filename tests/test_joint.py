@@ -9,7 +9,9 @@ from privreid.agw import NonLocal
 from privreid.data import SyntheticPedestrians, augment, draw_augmentation, to_float
 from privreid.desensitize import Blur, GaussianNoise
 from privreid import joint as module, machine
-from privreid.joint import LATER, RULES, Callback, Config, JointTraining, ReidTraining, Supervision, Trainer, agw_of, check, desensitizer_of, lr_factor, preset, read_config, stretched
+from privreid.config import LATER, RULES, Config, check, lr_factor, preset, read_config, stretched
+from privreid.joint import Callback, Trainer
+from privreid.training import JointTraining, ReidTraining, Supervision, agw_of, desensitizer_of
 
 TINY = dict(ngf=4, ndf=4, batch=8, epochs=2, milestones=(), people=10, test_people=4)
 
@@ -220,11 +222,13 @@ TWO = """
 import hashlib, json, sys, torch
 from accelerate import notebook_launcher
 from privreid.agw import agw_loss
+from privreid.config import preset
 from privreid.data import SyntheticPedestrians
 from privreid.desensitize import GaussianNoise
 from privreid.evaluation import Validate
-from privreid.joint import JointTraining, Supervision, Trainer, average, preset
+from privreid.joint import Trainer
 from privreid.machine import accelerator_on
+from privreid.training import JointTraining, Supervision, average
 from privreid.upgradation import Upgradation
 
 def difference(training, a, x, labels):
@@ -345,10 +349,12 @@ def test_variants_reach_the_networks():
 FOUR = """
 import json, sys, torch
 from accelerate import notebook_launcher
+from privreid.config import preset
 from privreid.data import SyntheticPedestrians
 from privreid.desensitize import Blur
-from privreid.joint import JointTraining, Supervision, Trainer, preset
+from privreid.joint import Trainer
 from privreid.machine import accelerator_on
+from privreid.training import JointTraining, Supervision
 
 def train(folder):
     torch.set_num_threads(1)

@@ -3,16 +3,20 @@ import hashlib, json, os, stat
 import pytest, torch
 from accelerate import Accelerator
 from hypothesis import given, strategies as st
+from privreid.arms import ARM_FOLDERS
 from privreid.bundles import export, from_run
 from privreid.checkpoint import Checkpoint
 from privreid.codec import via_file
+from privreid.config import Config, preset, read_config
 from privreid.data import SyntheticPedestrians, to_float, to_uint8
 from privreid.deploy import Anonymizer, Recovery
 from privreid.desensitize import Blur
-from privreid.experiments import ARM_FOLDERS, load_arm, run_experiment
-from privreid.joint import Config, JointTraining, Supervision, Trainer, preset, read_config
+from privreid.experiments import run_experiment
+from privreid.joint import Trainer
 from privreid.keyed import KEYED, PAD_LEVELS, SCRYPT, TRIAL, PadReader, PadWriter, Salt, SignsReader, SignsWriter, draw_streams, generators_of, hide, new_salt, one_bit_off, unpadded, padded, read_salt, reveal, secret_for, secret_of, stream_of, streams, write_salt
 from privreid.pix2pix import PatchGAN, UNetGenerator
+from privreid.records import load_arm
+from privreid.training import JointTraining, Supervision
 
 SIZE = 64, 32
 TINY = dict(ngf=4, ndf=4, batch=8, epochs=2, milestones=(), freeze_bn=0, freeze_reid_bn=0, people=10, test_people=4)

@@ -9,12 +9,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from privreid import evaluation, machine
+from privreid.arms import Arm, Experiment
+from privreid.config import preset
 from privreid.data import SyntheticPedestrians, augment, draw_augmentation, to_float, to_uint8
 from privreid.desensitize import DESENSITIZERS, desensitizer
 from privreid.evaluation import Retrieval, Validate, distances, four_settings, image_quality, pooled_psnr, psnr, ssim
-from privreid.experiments import Arm, Experiment
-from privreid.joint import JointTraining, Progress, Supervision, Trainer, home, preset
+from privreid.joint import Progress, Trainer, home
 from privreid.machine import abilities, accelerator_on, device_name, device_named, free_threads, precision_on, set_threads, threads_in
+from privreid.training import JointTraining, Supervision
 
 TINY = dict(ngf=4, ndf=4, batch=8, epochs=1, people=10, test_people=4)
 

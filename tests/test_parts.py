@@ -9,13 +9,17 @@ from privreid.agw import AGW, NonLocal
 from privreid.backbones import BACKBONES, load_backbone, maps_of, register_backbone
 from privreid.bundles import export, from_run
 from privreid.cli import main
+from privreid.config import check, preset
 from privreid.datasets import READERS, load_data, register_data
 from privreid.desensitize import DESENSITIZERS, register_desensitizer
-from privreid.experiments import begin, evaluate_run, first_weights, load_arm, load_history, load_run, needs_tracker, run_experiment
+from privreid.experiments import begin, needs_tracker, run_experiment
 from privreid.features import extract, features_file
-from privreid.joint import Callback, JointTraining, check, preset
+from privreid.joint import Callback
 from privreid.parts import Parts, load_plugin, try_parts, use_parts
+from privreid.records import load_arm, load_history, load_run
+from privreid.reopen import evaluate_run, first_weights
 from privreid.report import write_report
+from privreid.training import JointTraining
 
 TINY = dict(people=8, test_people=4, epochs=1, batch=16, ngf=4, ndf=4, validate_every=1, milestones=(), weights='', freeze_bn=0, freeze_reid_bn=0)
 PLUGIN = """

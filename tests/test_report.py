@@ -8,10 +8,11 @@ import pytest, torch
 from accelerate import Accelerator
 from privreid.cli import main
 from privreid.compare import changed, claims_over_seeds, compare, comparison_text, measured, read_runs, same_but_seed, write_comparison
+from privreid.config import preset
 from privreid.data import to_float
 from privreid.evaluation import Outcomes, resampled
-from privreid.experiments import Track, load_outcomes, load_results, read_pictures, run_experiment, means_of, write_outcomes, write_pictures
-from privreid.joint import preset
+from privreid.experiments import Track, run_experiment
+from privreid.records import load_outcomes, load_results, read_pictures, means_of, write_outcomes, write_pictures
 from privreid.report import CLOSE, FAILS, HOLDS, Estimate, claims, judged, limits, pooled_claims, read_run, summary, write_report
 from privreid.upgradation import Epsilons
 

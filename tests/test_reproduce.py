@@ -10,12 +10,15 @@ import privreid
 from hypothesis import given, strategies as st
 from PIL import Image
 from torch import nn
+from privreid.arms import Arm, Experiment
 from privreid.cli import main
+from privreid.config import preset
 from privreid.data import Split, SyntheticPedestrians, to_float, to_uint8
-from privreid.folder import held
 from privreid.evaluation import PSNR_CEILING, SETTINGS, pooled_psnr
-from privreid.experiments import Arm, Experiment, load_run, refuse_changes, write_json
-from privreid.joint import preset
+from privreid.experiments import refuse_changes
+from privreid.folder import held
+from privreid.folder import write_json
+from privreid.records import load_run
 from privreid.reproduce import FIGURES, NEEDS, TABLES, Job, Study, Trained, duration, expected_times, figure8, how_far, known_times, plan, table2, timetable, train_images
 from privreid.tables import KEYS, PAPER_DATA, SAVED, as_printed, latex, paper, published, saved_recovery, side_by_side, through_file, write_table
 from privreid.verification import GROUPS, best_threshold, count_pairs, draw_key, read_answers, sample_pairs, score_answers, wilson, write_sheets

@@ -6,11 +6,13 @@ import pytest, torch
 from accelerate import Accelerator
 from privreid.checkpoint import Checkpoint, read_tensors, restore, training_state
 from privreid.cli import main
+from privreid.config import preset
 from privreid.data import SyntheticPedestrians
 from privreid.desensitize import GaussianNoise
 from privreid.evaluation import Validate
 from privreid.folder import LOCK, NOTE, held, holder
-from privreid.joint import Callback, JointTraining, Supervision, Trainer, preset
+from privreid.joint import Callback, Trainer
+from privreid.training import JointTraining, Supervision
 from privreid.upgradation import Upgradation
 
 # Noise, two learning rates, and epsilons that upgrade early: all that can be forgotten takes part.
@@ -313,10 +315,12 @@ TWO = '''
 import contextlib, hashlib, json, os, sys, torch
 from accelerate import Accelerator
 from privreid.checkpoint import Checkpoint
+from privreid.config import preset
 from privreid.data import SyntheticPedestrians
 from privreid.desensitize import GaussianNoise
 from privreid.evaluation import Validate
-from privreid.joint import Callback, JointTraining, Supervision, Trainer, preset
+from privreid.joint import Callback, Trainer
+from privreid.training import JointTraining, Supervision
 from privreid.upgradation import Upgradation
 torch.set_num_threads(1)
 street = SyntheticPedestrians(train_ids=10, test_ids=4, distractors=2, size=(64,32)).load()

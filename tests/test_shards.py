@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest, torch
 from PIL import Image
+from privreid.arms import Arm
+from privreid.config import preset
 from privreid.deploy import desensitize_folder, protect_folder, recover_folder, shard_by_shard
-from privreid.experiments import Arm, save_arm
 from privreid.folder import write_json
-from privreid.joint import agw_of, preset
 from privreid.pictures import read_image
 from privreid.pix2pix import UNetGenerator
+from privreid.records import save_arm
 from privreid.shards import contents, member, pack
+from privreid.training import agw_of
 from privreid.tree import RECORD, pictures_below, read_record
 
 def untrained(folder):

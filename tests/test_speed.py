@@ -5,11 +5,12 @@ import pytest, torch
 from accelerate import Accelerator
 from privreid import machine
 from privreid.agw import AGW
+from privreid.config import preset
 from privreid.data import SyntheticPedestrians, to_float
 from privreid.desensitize import Blur
-from privreid.joint import JointTraining, preset
 from privreid.machine import HALF, bf16_in_hardware, precision_on
 from privreid.pix2pix import PatchGAN, UNetGenerator
+from privreid.training import JointTraining
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'benchmarks'))

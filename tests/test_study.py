@@ -5,12 +5,13 @@ import pandas as pd, pytest, torch
 from PIL import Image
 from playwright.sync_api import Error, expect
 from privreid.agw import AGW
+from privreid.arms import Arm, Experiment
 from privreid.cli import main
+from privreid.config import preset
 from privreid.datasets import save_split
-from privreid.experiments import Arm, Experiment, save_arm
 from privreid.folder import write_json
-from privreid.joint import preset
 from privreid.pix2pix import UNetGenerator
+from privreid.records import save_arm
 from privreid.study import Rating, make_study, rating_page, study_scores
 from privreid.verification import read_key
 

@@ -5,11 +5,12 @@ import pytest, torch
 from accelerate import Accelerator
 from torch import nn
 from privreid.agw import AGW, CenterLoss, id_loss, wrt_loss
+from privreid.config import preset
 from privreid.desensitize import Blur
 from privreid.evaluation import evaluate_ranking, pooled_psnr
 from privreid.evaluation import ssim as package_ssim
-from privreid.joint import JointTraining, preset
 from privreid.pix2pix import PatchGAN, UNetGenerator, gan_loss
+from privreid.training import JointTraining
 from privreid.upgradation import Epsilons, State, Validation, decide
 
 ROOT = Path(__file__).resolve().parent.parent

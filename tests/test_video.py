@@ -440,9 +440,11 @@ def test_videos_are_known_by_their_names():
 def run(tmp_path_factory):
     "A run folder with two networks of no particular value."
     from dataclasses import asdict
-    from privreid.experiments import Arm, save_arm
+    from privreid.arms import Arm
+    from privreid.records import save_arm
     from privreid.folder import write_json
-    from privreid.joint import agw_of, preset
+    from privreid.config import preset
+    from privreid.training import agw_of
     from privreid.pix2pix import UNetGenerator
     folder,cfg = tmp_path_factory.mktemp('film')/'run', preset('demo', ngf=4)
     write_json(asdict(cfg)|dict(run=dict(arms=['w/o U'], identities=9)), folder/'config.json')

@@ -6,13 +6,14 @@ import ipywidgets, pytest, torch
 from torch import nn
 from privreid import files
 from privreid.agw import AGW
+from privreid.arms import Arm
+from privreid.config import preset
 from privreid.data import PARTS, Split
 from privreid.datasets import load_data, save_split
 from privreid.evaluation import evaluate_ranking
-from privreid.experiments import Arm, save_arm
 from privreid.folder import look_of, write_json
-from privreid.joint import preset
 from privreid.pix2pix import UNetGenerator
+from privreid.records import save_arm
 from privreid.viewer import ArmResults, Panel, Viewer, rank, view
 from test_widgets import rewrite, sentence
 def fake(q, n, seed=0, size=(32,16)):

@@ -5,10 +5,12 @@ import ipywidgets, numpy as np, pytest
 from accelerate import Accelerator
 from privreid.checkpoint import Checkpoint
 from privreid.cli import main
+from privreid.config import preset
 from privreid.data import SyntheticPedestrians
 from privreid.desensitize import Blur
 from privreid.evaluation import Validate
-from privreid.joint import Callback, JointTraining, Supervision, Trainer, preset
+from privreid.joint import Callback, Trainer
+from privreid.training import JointTraining, Supervision
 from privreid.upgradation import Epsilons, Upgradation, Validation, replay
 from privreid import widgets
 from privreid.widgets import Explorer, LiveEpsilons, demo_run, explore, long_run, spans, start

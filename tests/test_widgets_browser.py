@@ -4,10 +4,12 @@ from dataclasses import asdict, replace
 import nbformat, pytest, torch
 from playwright.sync_api import expect
 from privreid.agw import AGW
+from privreid.arms import Arm, Experiment
+from privreid.config import preset
 from privreid.datasets import save_split
-from privreid.experiments import Arm, Experiment, save_arm, write_json
-from privreid.joint import preset
+from privreid.folder import write_json
 from privreid.pix2pix import UNetGenerator
+from privreid.records import save_arm
 from privreid.upgradation import Epsilons, Validation, replay
 from privreid.viewer import Viewer
 from privreid.widgets import DECIBELS, RULE, Explorer, demo_run, outcome, to_json
@@ -170,10 +172,12 @@ CELLS = '''from privreid.widgets import demo_run, explore
 explore(demo_run())''', '''import json
 from pathlib import Path
 from accelerate import Accelerator
+from privreid.config import preset
 from privreid.data import SyntheticPedestrians
 from privreid.desensitize import Blur
 from privreid.evaluation import Validate
-from privreid.joint import JointTraining, Supervision, Trainer, preset
+from privreid.joint import Trainer
+from privreid.training import JointTraining, Supervision
 from privreid.upgradation import Epsilons, Upgradation
 from privreid.widgets import LiveEpsilons, start
 street = SyntheticPedestrians(train_ids=10, test_ids=4, size=(64,32)).draw()
