@@ -30,8 +30,10 @@ from privreid.folder import expect
 from privreid.pictures import read_image
 from privreid.pix2pix import UNetGenerator
 from privreid.records import load_arm, load_run, load_weights, read_pictures, save_arm, write_pictures
-from privreid.report import read_run, summary, write_report
+from privreid.report import write_report
 from privreid.reproduce import Job, Study, Trained, table2
+from privreid.scores import summary
+from privreid.verdicts import read_run
 from privreid.verification import read_answers, score_answers, write_sheets
 from privreid.widgets import Explorer, demo_run
 

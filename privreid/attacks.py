@@ -40,7 +40,8 @@ from .pix2pix import UNetGenerator
 from .ranking import Retrieval
 from .records import environment, load_run, write_pictures
 from .reopen import open_run
-from .report import ATTACKS_FILE, attack_headline, attack_table, load_attacks, write_report
+from .report import write_report
+from .scores import ATTACKS_FILE, attack_headline, attack_table, load_attacks
 from .training import ReidTraining, Supervision
 
 # %% ../nbs/behind_attacks.ipynb #att-threats

@@ -14,7 +14,8 @@ from privreid.desensitize import Blur, Desensitizer, GaussianNoise, Pixelate
 from privreid.evaluation import psnr
 from privreid.experiments import run_experiment
 from privreid.records import read_pictures
-from privreid.report import attack_words, load_attacks, write_report
+from privreid.report import write_report
+from privreid.scores import attack_words, load_attacks
 
 TINY = dict(people=12, test_people=6, epochs=1, batch=16, ngf=4, ndf=4, milestones=(), weights='')
 FAST = Effort(steps=3, counts=(8,), epochs=1, references=1)
