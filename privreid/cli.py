@@ -508,8 +508,9 @@ def _desensitize(args)->int:
 
 # %% ../nbs/behind_cli.ipynb #att-cli
 def _attack(args)->None:
-    from privreid.attacks import Effort, attack_run
+    from privreid.attacks import attack_run
     from privreid.scores import attack_table, attack_words
+    from privreid.threats import Effort
     effort = Effort(steps=args.steps, epochs=args.reid_epochs, backbones=tuple(args.backbones), seed=args.attack_seed)
     with _promised(args.json) as keep:
         found = attack_run(args.run, tuple(args.attack), args.arm, tuple(args.others), args.people, effort, args.root, args.device)
