@@ -383,7 +383,8 @@ def _features(args)->None:
 def _reproduce(args)->None:
     from privreid.config import preset
     from privreid.desensitize import DESENSITIZERS
-    from privreid.reproduce import FIGURES, TABLES, reproduce
+    from privreid.jobs import FIGURES, TABLES
+    from privreid.reproduce import reproduce
     numbers = _chosen(args.table, TABLES, 'table')+_chosen(args.figure, FIGURES, 'figure') or TABLES+FIGURES
     hide = _chosen(args.desensitizer, tuple(DESENSITIZERS), 'desensitizer')
     paths = reproduce(preset(args.preset, **_changes(args)), args.out or Path('reproduce')/args.preset, numbers, _data_sets(args.data or []), hide,
