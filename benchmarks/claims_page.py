@@ -7,8 +7,8 @@ from textwrap import wrap
 import numpy as np
 import pandas as pd
 from claims_record import Record, sources
-from privreid.report import CLOSE, CROSSED, FAILS, HOLDS, claims, pooled_claims
 from privreid.tables import markdown
+from privreid.verdicts import CLOSE, CROSSED, FAILS, HOLDS, claims, pooled_claims
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT/'benchmarks'/'claims'/'claims.template.md'
@@ -119,7 +119,7 @@ class Page:
     @property
     def long(self): return self._shipped('long_run')
     def _shipped(self, name):
-        from privreid.report import read_run
+        from privreid.verdicts import read_run
         return read_run(ROOT/'privreid'/name)
     def demo_rank1(self, who, setting)->str: return f"{100*self.demo.results['arms'][who]['settings'][setting]['rank1']:.1f}"
     def demo_upgrades(self)->str: return in_words(sum(h['kind']=='decision' and h['action']=='upgrade' for h in self.demo.history))
@@ -127,7 +127,7 @@ class Page:
     def demo_seconds(self)->str: return str(self.record['demo']['seconds'])
     def attacked(self, name)->str:
         "Rank-1 of the outsider, in whole percent, in what an attack on the recorded demo has made of its protected pictures."
-        from privreid.report import load_attacks
+        from privreid.scores import load_attacks
         rows = load_attacks(ROOT/'privreid'/'demo_run')['arms']['w/ U']['rows']
         return f"{100*next(r['rank1'] for r in rows if r['name']==name):.0f}"
     def long_count(self, action)->str: return in_words(sum(h['kind']=='decision' and h['action']==action for h in self.long.history))

@@ -54,7 +54,7 @@ def row_of(folder:Path, note:Path, base:dict, outcomes:bool=True)->dict:
 
 def restored(row:dict, base:dict, folder:Path):
     "Write the folder of a run as its row tells of it, and read it as any run."
-    from privreid.report import read_run
+    from privreid.verdicts import read_run
     folder.mkdir(parents=True, exist_ok=True)
     def put(name, text): (folder/name).write_text(text, encoding='utf-8')
     put('config.json', json.dumps(base|row['config']|dict(run=row['run'])))
@@ -93,9 +93,9 @@ def demo_seconds()->int:
 
 def collect(out:Path, to:Path)->int: # 1: something is not as it should be
     "Write the record; parts that `out` has nothing of stay as they were."
-    from privreid.records import load_run
-    from privreid.files import strict_json
     from privreid.config import preset
+    from privreid.files import strict_json
+    from privreid.records import load_run
     runs,old = finished(out), json.loads(to.read_text(encoding='utf-8')) if to.is_file() else {}
     base = json.loads(json.dumps(asdict(load_run(runs[0][0])[0]))) if runs else old.get('config')
     if base is None: raise SystemExit(f'{out} holds no finished run of `claims.py train`: train first.')

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings, strategies as st
 from PIL import Image
-import privreid.cli, privreid.joint, privreid.reproduce
+import privreid.cli, privreid.jobs, privreid.joint
 from privreid.agw import AGW, BACKBONES, build_backbone, gem, id_loss, wrt_loss
 from privreid.config import Config, preset
 from privreid.data import PKSampler, Split, SyntheticPedestrians, show_pictures, split_validation, to_float, to_uint8
@@ -42,7 +42,7 @@ WORDS = ('demo', 'train', 'reproduce', 'evaluate', 'report', 'data', 'check', 'c
 def told(argv:list[str], folder)->tuple: # exit code, stderr
     "Run the command in `folder`; what would really train stops at its first epoch, as if by Ctrl-C."
     def stop(trainer): raise KeyboardInterrupt
-    privreid.joint.Trainer.fit,privreid.reproduce.step_time = stop, lambda *_: 1e-3   # this process is ours alone
+    privreid.joint.Trainer.fit,privreid.jobs.step_time = stop, lambda *_: 1e-3   # this process is ours alone
     os.chdir(folder)
     show,said = warnings.showwarning, io.StringIO()
     with redirect_stderr(said):

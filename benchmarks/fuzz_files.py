@@ -27,11 +27,14 @@ from privreid.datasets import list_data, read_split
 from privreid.doctor import examine
 from privreid.folder import write_json
 from privreid.folder import expect
+from privreid.jobs import Job
 from privreid.pictures import read_image
 from privreid.pix2pix import UNetGenerator
 from privreid.records import load_arm, load_run, load_weights, read_pictures, save_arm, write_pictures
-from privreid.report import read_run, summary, write_report
-from privreid.reproduce import Job, Study, Trained, table2
+from privreid.report import write_report
+from privreid.rows import Study, Trained, table2
+from privreid.scores import summary
+from privreid.verdicts import read_run
 from privreid.verification import read_answers, score_answers, write_sheets
 from privreid.widgets import Explorer, demo_run
 

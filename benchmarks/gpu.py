@@ -18,8 +18,10 @@ from privreid.data import SyntheticPedestrians, augment, draw_augmentation, to_f
 from privreid.desensitize import DESENSITIZERS, desensitizer
 from privreid.evaluation import distances, evaluate_ranking, ssim
 from privreid.experiments import run_experiment
-from privreid.report import read_run, summary, write_report
+from privreid.report import write_report
+from privreid.scores import summary
 from privreid.training import JointTraining
+from privreid.verdicts import read_run
 
 TOY = dict(height=64, width=32, backbone='mini', weights='', ngf=8, ndf=8, batch=16)
 

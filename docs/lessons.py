@@ -119,7 +119,7 @@ BEHIND = {k: pages.split() for k,pages in {   # in the order in which they may b
     'data': 'pedestrians files names cache shards distrust pictures data datasets doctor checks teaching',
     'networks': 'desensitize backbones agw codec keyed',
     'training': 'machine folder config training joint checkpoint upgradation arms records reopen experiments parts',
-    'measuring': 'metrics ranking intervals evaluation features verification tables figures reproduce report compare attacks',
+    'measuring': 'metrics ranking intervals evaluation features verification tables figures jobs rows reproduce verdicts scores webpage report compare threats inverses leaks attacks',
     'using it': 'bundles deploy export outsider locks tree outlet cluster boxes video exact',
     'looking at it': 'widgets viewer study dashboard playground cli'}.items()}
 

@@ -326,10 +326,12 @@ def _changes(args)->dict:
 def _train(args)->None:
     from dataclasses import replace
     from privreid.arms import ARMS
+    from privreid.config import preset, stretched
     from privreid.experiments import begin
     from privreid.records import load_run
-    from privreid.config import preset, stretched
-    from privreid.report import read_run, summary, write_report
+    from privreid.report import write_report
+    from privreid.scores import summary
+    from privreid.verdicts import read_run
     changes,start,own = _changes(args), time.time(), load_run(args.resume or args.start) if args.resume or args.start else None
     parts = _own_parts(args)
     if args.start and 'epochs' in changes: own = stretched(own[0], changes['epochs']), own[1]
@@ -353,11 +355,11 @@ def _own_parts(args):
 
 def _foresee(cfg, arms:tuple, parts)->None:
     "Say what a run would do."
-    from privreid.cache import cache_dir
-    from privreid.datasets import list_data, people_of
     from privreid.arms import chosen_arms, data_options
-    from privreid.experiments import disk_use
+    from privreid.cache import cache_dir
     from privreid.config import check
+    from privreid.datasets import list_data, people_of
+    from privreid.experiments import disk_use
     from privreid.parts import said_of
     cfg,arms = check(cfg), chosen_arms(arms)
     if cfg.data=='synthetic' or parts.data is not None: people,images = cfg.people-max(1, round(cfg.people/5)), 0
@@ -379,9 +381,10 @@ def _features(args)->None:
 
 # %% ../nbs/behind_cli.ipynb #3447ad05
 def _reproduce(args)->None:
-    from privreid.desensitize import DESENSITIZERS
     from privreid.config import preset
-    from privreid.reproduce import FIGURES, TABLES, reproduce
+    from privreid.desensitize import DESENSITIZERS
+    from privreid.jobs import FIGURES, TABLES
+    from privreid.reproduce import reproduce
     numbers = _chosen(args.table, TABLES, 'table')+_chosen(args.figure, FIGURES, 'figure') or TABLES+FIGURES
     hide = _chosen(args.desensitizer, tuple(DESENSITIZERS), 'desensitizer')
     paths = reproduce(preset(args.preset, **_changes(args)), args.out or Path('reproduce')/args.preset, numbers, _data_sets(args.data or []), hide,
@@ -400,7 +403,7 @@ def _promised(path:Path|None): # yields what writes a value as JSON; without a p
 def _evaluate(args)->None:
     from privreid.records import load_history, load_run
     from privreid.reopen import evaluate_run
-    from privreid.report import summary
+    from privreid.scores import summary
     from privreid.upgradation import Epsilons
     one = args.data[0] if len(args.data)==1 and '=' not in args.data[0] else ''
     if args.data and not one: return _evaluate_elsewhere(args)
@@ -423,8 +426,8 @@ def _evaluate_elsewhere(args)->None:
     for metric,title in (('rank1', 'Rank-1, %'), ('mAP', 'mAP, %')): print(f'{title}\n{elsewhere_text(found, metric)}\n')
 
 def _report(args)->None:
-    from privreid.folder import held
     from privreid.compare import comparison_text, read_runs, write_comparison
+    from privreid.folder import held
     from privreid.report import write_report
     runs = read_runs(args.runs)
     if len(runs)>1:
@@ -506,8 +509,9 @@ def _desensitize(args)->int:
 
 # %% ../nbs/behind_cli.ipynb #att-cli
 def _attack(args)->None:
-    from privreid.attacks import Effort, attack_run
-    from privreid.report import attack_table, attack_words
+    from privreid.attacks import attack_run
+    from privreid.scores import attack_table, attack_words
+    from privreid.threats import Effort
     effort = Effort(steps=args.steps, epochs=args.reid_epochs, backbones=tuple(args.backbones), seed=args.attack_seed)
     with _promised(args.json) as keep:
         found = attack_run(args.run, tuple(args.attack), args.arm, tuple(args.others), args.people, effort, args.root, args.device)

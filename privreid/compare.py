@@ -12,7 +12,10 @@ from html import escape
 from pathlib import Path
 import pandas as pd
 from .folder import write_text
-from .report import CROSSED, METRICS, VALIDATED, Claim, Finished, chart, claims, claims_list, destination, legend, page, pooled_claims, queries, read_run, table, with_difference
+from .report import VALIDATED, claims_list
+from .scores import METRICS, queries, with_difference
+from .verdicts import CROSSED, Claim, Finished, claims, pooled_claims, read_run
+from .webpage import chart, destination, legend, page, table
 
 # %% ../nbs/behind_compare.ipynb #02df8f1e
 def read_runs(folders:list[str|Path])->dict[str,Finished]: # by name, in the order given

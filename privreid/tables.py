@@ -22,7 +22,8 @@ from .arms import Arm, Experiment
 from .data import to_float, to_uint8
 from .evaluation import evaluating, measure, qualities
 from .files import atomic, expand
-from .report import Finished, quality_table, settings_table, snooper_table
+from .scores import quality_table, settings_table, snooper_table
+from .verdicts import Finished
 from .verification import wilson
 
 # %% ../nbs/behind_tables.ipynb #15c3b32b

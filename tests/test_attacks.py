@@ -6,15 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest, torch
 from torch import nn
-from privreid.attacks import (APART, ATTACKS, HOLDINGS, OWNER, THREATS, Effort, Hand, NotHeld, Scene, as_files, attack_run, auc, chosen_attacks, from_pairs, from_pictures,
-                              similarity_gaps, learn_inverse, linear_inverse, probe, recipe_of, refuse_shared, roc, scale_of, scene_of, told_apart, tuned_probe, undone)
+from privreid.attacks import APART, ATTACKS, attack_run, chosen_attacks, scene_of
 from privreid.config import preset
 from privreid.data import Split, SyntheticPedestrians, to_float, to_uint8
 from privreid.desensitize import Blur, Desensitizer, GaussianNoise, Pixelate
 from privreid.evaluation import psnr
 from privreid.experiments import run_experiment
+from privreid.inverses import from_pairs, from_pictures, learn_inverse, linear_inverse, undone
+from privreid.leaks import auc, probe, recipe_of, roc, similarity_gaps, told_apart, tuned_probe
 from privreid.records import read_pictures
-from privreid.report import attack_words, load_attacks, write_report
+from privreid.report import write_report
+from privreid.scores import attack_words, load_attacks
+from privreid.threats import HOLDINGS, OWNER, THREATS, Effort, Hand, NotHeld, Scene, as_files, painted_scene, refuse_shared, scale_of
 
 TINY = dict(people=12, test_people=6, epochs=1, batch=16, ngf=4, ndf=4, milestones=(), weights='')
 FAST = Effort(steps=3, counts=(8,), epochs=1, references=1)
@@ -150,6 +153,11 @@ def test_no_attack_reads_the_key(run, attacked, tmp_path, how):
     assert without_time(found)==[r for r in without_time(attacked) if r['attack'] in ('scale', *names)]
     assert not [r for r in found['rows'] if r['name']=='recovered with the key'] and all(r['over_key'] is None for r in found['rows'])
     if how=='gone': assert found['membership']==attacked['membership'] and found['attributes']==attacked['attributes']
+
+def test_a_scene_without_a_run_takes_an_anonymizer_and_what_is_held():
+    scene = painted_scene(torch.zeros_like, anonymizer=nn.Identity())
+    assert len(scene.have['published'].unique())==1 and isinstance(scene.fetch('anonymizer'), nn.Identity)
+    assert set(scene.query.pids.tolist())==set(scene.gallery.pids.tolist()) and not set(scene.query.names)&set(scene.gallery.names)
 
 def test_another_seed_is_another_attacker():
     raw = people(1, 8).images

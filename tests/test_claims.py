@@ -10,7 +10,7 @@ import claims, claims_page, claims_record
 from claims_page import Page, grouped, marked
 from claims_record import Record, collect, columns, history_of, kept_of, packed, rows_of, unpacked
 from privreid.records import load_arm
-from privreid.report import claims as judged, read_run
+from privreid.verdicts import claims as judged, read_run
 
 TINY = 'people=12 test_people=6 epochs=1 batch=16 ngf=4 ndf=4 milestones= validate_every=1'.split()
 BARE = '''import sys

@@ -189,7 +189,7 @@ def test_other_people_are_measured_on_purpose(home, capsys):
 
 def test_results_are_written_before_they_are_said(home, capsys, monkeypatch):
     def fails(*_): raise ValueError('no words')
-    monkeypatch.setattr('privreid.report.summary', fails)
+    monkeypatch.setattr('privreid.scores.summary', fails)
     assert say(capsys, 'evaluate', home/'run', '--json', home/'found.json')[0]==2
     again = json.loads((home/'found.json').read_text())
     assert again['measured_on']['own'] and again['arms']['Upper']['settings']==load_results(home/'run')['arms']['Upper']['settings']

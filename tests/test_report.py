@@ -13,8 +13,10 @@ from privreid.data import to_float
 from privreid.evaluation import Outcomes, resampled
 from privreid.experiments import Track, run_experiment
 from privreid.records import load_outcomes, load_results, read_pictures, means_of, write_outcomes, write_pictures
-from privreid.report import CLOSE, FAILS, HOLDS, Estimate, claims, judged, limits, pooled_claims, read_run, summary, write_report
+from privreid.report import limits, write_report
+from privreid.scores import summary
 from privreid.upgradation import Epsilons
+from privreid.verdicts import CLOSE, FAILS, HOLDS, Estimate, claims, judged, pooled_claims, read_run
 
 SETTINGS = 'raw-raw', 'raw-protected', 'protected-raw', 'protected-protected'
 RANK1 = {'Upper': .8, 'Base': .4, 'w/o U': .45, 'w/ U': .525}

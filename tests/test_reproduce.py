@@ -18,8 +18,9 @@ from privreid.evaluation import PSNR_CEILING, SETTINGS, pooled_psnr
 from privreid.experiments import refuse_changes
 from privreid.folder import held
 from privreid.folder import write_json
+from privreid.jobs import FIGURES, NEEDS, TABLES, Job, duration, expected_times, figure8, how_far, known_times, plan, timetable, train_images
 from privreid.records import load_run
-from privreid.reproduce import FIGURES, NEEDS, TABLES, Job, Study, Trained, duration, expected_times, figure8, how_far, known_times, plan, table2, timetable, train_images
+from privreid.rows import Study, Trained, table2
 from privreid.tables import KEYS, PAPER_DATA, SAVED, as_printed, latex, paper, published, saved_recovery, side_by_side, through_file, write_table
 from privreid.verification import GROUPS, best_threshold, count_pairs, draw_key, read_answers, sample_pairs, score_answers, wilson, write_sheets
 
