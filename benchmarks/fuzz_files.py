@@ -25,15 +25,15 @@ from privreid.compare import comparison_text, read_runs
 from privreid.data import PARTS, SyntheticPedestrians, read_data, save_data
 from privreid.datasets import list_data, read_split
 from privreid.doctor import examine
-from privreid.folder import write_json
-from privreid.folder import expect
+from privreid.folder import write_json, expect
+from privreid.hindsight import demo_run
 from privreid.pictures import read_image
 from privreid.pix2pix import UNetGenerator
 from privreid.records import load_arm, load_run, load_weights, read_pictures, save_arm, write_pictures
 from privreid.report import read_run, summary, write_report
 from privreid.reproduce import Job, Study, Trained, table2
 from privreid.verification import read_answers, score_answers, write_sheets
-from privreid.widgets import Explorer, demo_run
+from privreid.widgets import Explorer
 
 @dataclass
 class Case:

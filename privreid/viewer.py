@@ -18,14 +18,15 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 from .arms import Arm, Experiment, arm_named
+from .chart import WIDGET_STYLE
 from .checks import check_number, check_values, legible, shown
 from .data import Split, to_float, to_uint8
 from .evaluation import apply, pooled_psnr, psnr, restart, ssim, sweep
 from .files import atomic, expand
+from .live import SAID, told
 from .pictures import encode
 from .records import load_arm
 from .reopen import open_run
-from .widgets import SAID, WIDGET_STYLE, told
 
 # %% ../nbs/behind_viewer.ipynb #f11d4994
 @dataclass(frozen=True)
