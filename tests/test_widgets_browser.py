@@ -13,7 +13,7 @@ from privreid.hindsight import demo_run, outcome
 from privreid.pix2pix import UNetGenerator
 from privreid.records import save_arm
 from privreid.upgradation import Epsilons, Validation, replay
-from privreid.viewer import Viewer
+from privreid.views import Viewer
 from privreid.widgets import RULE, Explorer, to_json
 
 pytestmark = pytest.mark.flaky(reruns=2)   # a browser on a busy machine may be late; a fault of a widget stays one
