@@ -16,11 +16,13 @@ from privreid.bundles import export, info, read_bundle
 from privreid.deploy import Anonymizer, Recovery, protect_folder, recover_folder
 from privreid.exact import new_master, open_film, read_exact, seal_film, sidecar_of
 from privreid.files import strict_json
+from privreid.filmed import BOXES, facts_of
+from privreid.films import Film
 from privreid.locks import passphrase_in
 from privreid.outlet import encoded
 from privreid.shards import contents
 from privreid.tree import RECORD, read_record
-from privreid.video import BOXES, Film, facts_of, protect_film, recover_film
+from privreid.video import protect_film, recover_film
 from fuzz_files import Case, as_json, damaged, finite, lay, lying, picture, twisted
 
 SIZE,FRAMES = (24, 32), 4

@@ -521,7 +521,8 @@ def _attack(args)->None:
 # %% ../nbs/behind_cli.ipynb #c08a0f03
 def _moves(args)->bool:
     "Whether a film is meant."
-    from privreid.video import BOXES, is_video
+    from privreid.filmed import BOXES
+    from privreid.films import is_video
     said = args.boxes or args.exact or getattr(args, 'track', None) or getattr(args, 'grant', False)
     moves = bool(said or is_video(args.source) or args.command=='recover' and (args.source/BOXES).is_file())
     if moves and (args.engine!='plain' or args.from_tar): raise ValueError('--engine and --from-tar are for pictures, not for films.')

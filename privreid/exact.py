@@ -21,11 +21,13 @@ from scipy.ndimage import find_objects
 from .boxes import Boxes, boxes_of, boxes_within
 from .checks import check_number
 from .files import atomic, expand, legible, progress, strict_json
+from .filmed import Filmed, facts_of, frames_done, refuse_target
+from .films import read_frames
 from .folder import COUNT, FORMAT_1, expect, hexadecimal, nothing, writing
 from .locks import MAGIC, locked, one_of, unlocked
 from .outlet import encoded
 from .tree import RECORD, check_sides, hash_of, intact, read_record
-from .video import Filmed, facts_of, frames_done, protect_film, read_frames, refuse_target, remade
+from .video import protect_film, remade
 
 # %% ../nbs/behind_exact.ipynb #b0e0a006
 def _lib()->SimpleNamespace:

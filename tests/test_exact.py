@@ -7,8 +7,9 @@ from hypothesis import given, settings, strategies as st
 from negative import net_of
 from privreid.boxes import Boxes, boxes_of, painted_film, placed, protect_boxes, rows_of, shut_for
 from privreid.deploy import Anonymizer
+from privreid.films import read_frames
 from privreid.outlet import encoded
-from privreid.video import protect_film, read_frames
+from privreid.video import protect_film
 from privreid import exact, locks
 from privreid.exact import EXACT_MAGIC, ExactKey, Sidecar, crops_of, grant, log_of, new_master, open_film, parts_of, protect_exact, read_exact, read_log, seal_film, sidecar_of
 
