@@ -540,7 +540,8 @@ def _protect_film(args)->int:
     return _told(protect_exact(args.source, args.boxes, args.bundle, args.out, args.exact, ask_passphrase, **options))
 
 def _recover_film(args)->int:
-    from privreid.exact import grant, open_film, sidecar_of
+    from privreid.exact import grant, open_film
+    from privreid.sidecar import sidecar_of
     from privreid.video import recover_film
     if args.grant:
         if not args.exact: raise ValueError('--grant needs the master key: --exact KEYFILE.')
