@@ -60,7 +60,7 @@ def use_palettes(nb):
     for data in (o['data'] for cell in nb.cells for o in cell.get('outputs', []) if 'image/png' in o.get('data', {})):
         raw,few = base64.b64decode(data['image/png']), io.BytesIO()
         picture = Image.open(io.BytesIO(raw)).convert('RGBA')
-        if len(raw)<.5*picture.width*picture.height: continue   # lines and letters
+        if len(raw)<.2*picture.width*picture.height: continue   # lines and letters
         small,through = with_palette(picture)
         small.save(few, 'PNG', optimize=True, transparency=through)
         if len(few.getvalue())<2/3*len(raw): data['image/png'] = base64.b64encode(few.getvalue()).decode()

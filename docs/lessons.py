@@ -115,14 +115,19 @@ def overview(lessons:dict[str,str])->str: # module -> lesson
 
 # -- the pages --------------------------------------------------------------------------------------------------------
 
-BEHIND = """pedestrians files names cache shards distrust pictures data datasets doctor checks teaching desensitize backbones agw machine folder codec keyed joint checkpoint upgradation metrics ranking intervals evaluation
-experiments parts features verification tables figures reproduce report compare attacks bundles deploy export outsider locks tree outlet cluster boxes films filmed video exactkeys sidecar exact hindsight chart live widgets matches views viewer study dashboard playground cli""".split()   # in the order in which they may be read
+BEHIND = {k: pages.split() for k,pages in {   # in the order in which they may be read
+    'data': 'pedestrians files names cache shards distrust pictures data datasets doctor checks teaching',
+    'networks': 'desensitize backbones agw codec keyed',
+    'training': 'machine folder config training joint checkpoint upgradation arms records reopen experiments parts',
+    'measuring': 'metrics ranking intervals evaluation features verification tables figures reproduce report compare attacks',
+    'using it': 'bundles deploy export outsider locks tree outlet cluster boxes films filmed video exactkeys sidecar exact',
+    'looking at it': 'hindsight chart live widgets matches views viewer study dashboard playground cli'}.items()}
 
 def wing(caption:str, *pages:str, glob:bool=False)->str:
     "A part of the sidebar."
     return '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', *[':glob:']*glob, '', *pages, '```'])
 
-TOC = '\n\n'.join([wing('Course', 'how_to_read', '[0-9]*', glob=True), wing('Behind the scenes', *(f'behind_{k}' for k in BEHIND), 'scale'),
+TOC = '\n\n'.join([wing('Course', 'how_to_read', '[0-9]*', glob=True), *(wing(f'Behind the scenes: {k}', *(f'behind_{page}' for page in pages), *['scale']*(k=='training')) for k,pages in BEHIND.items()),
                    wing('Look up', 'glossary', 'reference', 'claims', 'queries')])
 
 def module_of(nb)->str|None:

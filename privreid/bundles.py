@@ -221,6 +221,7 @@ def _measured(run:Path|str, arm:str)->dict[str,float]:
     found |= {f'outsider rank-1 {s}': v['rank1'] for s,v in results['unprotected'].get(arm, {}).items()}
     return {k: v for k,v in found.items() if math.isfinite(v)}
 
+# %% ../nbs/behind_bundles.ipynb #bund-made
 def from_run(
     run:Path|str,
     role:str,     # protect, recover or reid
@@ -249,6 +250,7 @@ def from_run(
 
 CARRIED = 'mini', *TORCHVISION   # backbones that a file can describe: this package makes them, whatever was registered
 
+# %% ../nbs/behind_bundles.ipynb #bund-out
 def refuse_own(made:Bundle, run:Path|str):
     "Code is not put into a file of weights."
     if made.own is None: return

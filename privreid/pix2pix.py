@@ -127,5 +127,5 @@ def discriminator_loss(
     fake:Tensor,      # (B,3,H,W); no gradient reaches its generator
 )->Tensor:
     "Minus equation (1) or (4): what a discriminator minimises."
-    condition,fake = condition.detach(), fake.detach()
+    condition,fake = condition.detach(), fake.detach()   # both: D_X's condition is p
     return gan_loss(D(condition, real), True)+gan_loss(D(condition, fake), False)

@@ -222,6 +222,7 @@ class Output:
         write_json(dict(format=1, job=self.job, pictures=dict(sorted(self.done.items())), left_out=self.left_out), self.folder/RECORD, self.private)
         (self.work/'journal').unlink(missing_ok=True)
 
+# %% ../nbs/behind_tree.ipynb #tree-filled
 def _made_by(shard:Path, job:dict)->dict:
     "What an archive says of itself, if it was made by the same job."
     before = read_record(shard)

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from privreid.agw import NonLocal
 from privreid.data import SyntheticPedestrians, augment, draw_augmentation, to_float
 from privreid.desensitize import Blur, GaussianNoise
-from privreid import joint as module, machine
+from privreid import joint as module, machine, training as joint_step
 from privreid.config import LATER, RULES, Config, check, lr_factor, preset, read_config, stretched
 from privreid.joint import Callback, Trainer
 from privreid.training import JointTraining, ReidTraining, Supervision, agw_of, desensitizer_of
@@ -340,10 +340,10 @@ def test_variants_reach_the_networks():
     plain = agw_of(preset('demo', **TINY), 8)
     assert {m.theta.out_channels for m in plain.modules() if isinstance(m, NonLocal)}=={12, 24} and isinstance(plain.backbone.relu, torch.nn.ReLU)
     seen = []
-    patched = module.agw_loss
-    module.agw_loss = lambda *args: seen.append(args[-1]) or patched(*args)
+    patched = joint_step.agw_loss
+    joint_step.agw_loss = lambda *args: seen.append(args[-1]) or patched(*args)
     try: training.reid_loss(torch.rand(8, 3, *cfg.size)*2-1, torch.arange(8)//2)
-    finally: module.agw_loss = patched
+    finally: joint_step.agw_loss = patched
     assert seen==[1e-6]
 
 FOUR = """
