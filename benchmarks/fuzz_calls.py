@@ -19,12 +19,13 @@ from privreid.datasets import READERS, image_folder, list_data, load_data
 from privreid.desensitize import Blur, GaussianNoise, Pixelate, box_radius, desensitizer
 from privreid.doctor import examine
 from privreid.evaluation import distances, evaluate_ranking, mse, psnr, ssim
+from privreid.hindsight import demo_run
 from privreid.pictures import decode, read_image
 from privreid.pix2pix import UNetGenerator, unet_depth
 from privreid.records import load_arm, load_run
 from privreid.upgradation import State, Validation, decide, replay, validations
 from privreid.verification import best_threshold, sample_pairs, wilson
-from privreid.widgets import Explorer, demo_run
+from privreid.widgets import Explorer
 from fuzz_files import CAMS, Case, lay, no_nan, put
 
 # --- the command

@@ -25,8 +25,8 @@ from privreid.compare import comparison_text, read_runs
 from privreid.data import PARTS, SyntheticPedestrians, read_data, save_data
 from privreid.datasets import list_data, read_split
 from privreid.doctor import examine
-from privreid.folder import write_json
-from privreid.folder import expect
+from privreid.folder import expect, write_json
+from privreid.hindsight import demo_run
 from privreid.jobs import Job
 from privreid.pictures import read_image
 from privreid.pix2pix import UNetGenerator
@@ -36,7 +36,7 @@ from privreid.rows import Study, Trained, table2
 from privreid.scores import summary
 from privreid.verdicts import read_run
 from privreid.verification import read_answers, score_answers, write_sheets
-from privreid.widgets import Explorer, demo_run
+from privreid.widgets import Explorer
 
 @dataclass
 class Case:

@@ -14,13 +14,17 @@ from torch import nn
 from privreid.boxes import read_boxes
 from privreid.bundles import export, info, read_bundle
 from privreid.deploy import Anonymizer, Recovery, protect_folder, recover_folder
-from privreid.exact import new_master, open_film, read_exact, seal_film, sidecar_of
+from privreid.exact import open_film
+from privreid.exactkeys import new_master, read_exact
 from privreid.files import strict_json
+from privreid.filmed import BOXES, facts_of
+from privreid.films import Film
 from privreid.locks import passphrase_in
 from privreid.outlet import encoded
 from privreid.shards import contents
+from privreid.sidecar import seal_film, sidecar_of
 from privreid.tree import RECORD, read_record
-from privreid.video import BOXES, Film, facts_of, protect_film, recover_film
+from privreid.video import protect_film, recover_film
 from fuzz_files import Case, as_json, damaged, finite, lay, lying, picture, twisted
 
 SIZE,FRAMES = (24, 32), 4

@@ -120,8 +120,8 @@ BEHIND = {k: pages.split() for k,pages in {   # in the order in which they may b
     'networks': 'desensitize backbones agw codec keyed',
     'training': 'machine folder config training joint checkpoint upgradation arms records reopen experiments parts',
     'measuring': 'metrics ranking intervals evaluation features verification tables figures jobs rows reproduce verdicts scores webpage report compare threats inverses leaks attacks',
-    'using it': 'bundles deploy export outsider locks tree outlet cluster boxes video exact',
-    'looking at it': 'widgets viewer study dashboard playground cli'}.items()}
+    'using it': 'bundles deploy export outsider locks tree outlet cluster boxes films filmed video exactkeys sidecar exact',
+    'looking at it': 'hindsight chart live widgets matches views viewer study dashboard playground cli'}.items()}
 
 def wing(caption:str, *pages:str, glob:bool=False)->str:
     "A part of the sidebar."

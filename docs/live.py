@@ -11,7 +11,7 @@ from privreid.export import export_onnx, parity, refuse_unlike, rounded, to_onnx
 from privreid.files import strict_json
 from privreid.pedestrians import CAMERA, PERSON, SHOT, draw_fields
 from privreid.records import load_run
-from privreid.viewer import Viewer
+from privreid.views import Viewer
 
 ROOT = Path(__file__).resolve().parent.parent
 LIVE = ROOT/'docs'/'_static'/'live'

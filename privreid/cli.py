@@ -525,7 +525,8 @@ def _attack(args)->None:
 # %% ../nbs/behind_cli.ipynb #c08a0f03
 def _moves(args)->bool:
     "Whether a film is meant."
-    from privreid.video import BOXES, is_video
+    from privreid.filmed import BOXES
+    from privreid.films import is_video
     said = args.boxes or args.exact or getattr(args, 'track', None) or getattr(args, 'grant', False)
     moves = bool(said or is_video(args.source) or args.command=='recover' and (args.source/BOXES).is_file())
     if moves and (args.engine!='plain' or args.from_tar): raise ValueError('--engine and --from-tar are for pictures, not for films.')
@@ -543,7 +544,8 @@ def _protect_film(args)->int:
     return _told(protect_exact(args.source, args.boxes, args.bundle, args.out, args.exact, ask_passphrase, **options))
 
 def _recover_film(args)->int:
-    from privreid.exact import grant, open_film, sidecar_of
+    from privreid.exact import grant, open_film
+    from privreid.sidecar import sidecar_of
     from privreid.video import recover_film
     if args.grant:
         if not args.exact: raise ValueError('--grant needs the master key: --exact KEYFILE.')

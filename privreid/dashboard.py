@@ -13,6 +13,7 @@ import ipywidgets
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from .chart import WIDGET_STYLE
 from .checkpoint import Checkpoint
 from .checks import check_number
 from .data import Split, to_float, to_uint8
@@ -20,7 +21,6 @@ from .evaluation import evaluating
 from .files import in_notebook
 from .joint import Callback, Progress, Trainer
 from .upgradation import Upgradation
-from .widgets import WIDGET_STYLE
 
 # %% ../nbs/behind_dashboard.ipynb #dash-names
 LOSS_WORDS = dict(   # a discriminator that cannot tell pays 2 log 2

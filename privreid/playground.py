@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from .chart import WIDGET_STYLE
 from .checks import check_number, choice
 from .data import SyntheticPedestrians, to_float, to_uint8
 from .desensitize import DESENSITIZERS
 from .evaluation import pooled_psnr, ssim
 from .files import expand
+from .live import SAID, told
 from .pictures import PIXELS, encode, read_image
 from .records import finished_arms, load_arm, load_run
-from .widgets import SAID, WIDGET_STYLE, told
 
 # %% ../nbs/behind_playground.ipynb #play-core
 STRENGTHS = dict(blur=(1., 40., 12.), pixelation=(2., 64., 24.), noise=(.05, 2., .5))   # lowest, highest, the paper's

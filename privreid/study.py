@@ -6,20 +6,21 @@
 __all__ = ['groups_of', 'deal', 'rating_page', 'make_study', 'study_scores', 'scores_text', 'Rating', 'rate']
 
 # %% ../nbs/behind_study.ipynb #study-imports
-import base64, html, secrets, time
+import html, secrets, time
 from pathlib import Path
 import ipywidgets
 import pandas as pd
 from PIL import Image
 from torch import Tensor
+from .chart import WIDGET_STYLE
 from .checks import check_number, legible
 from .data import Split
 from .files import atomic, expand, strict_json
-from .pictures import encode
+from .live import told
+from .pictures import data_url, encode
 from .records import load_arm
 from .reopen import open_run
 from .verification import ANSWERS, GROUPS, check_pairs, count_pairs, draw_key, pair_images, read_key, read_rows, read_votes, sample_pairs, score_votes, write_group, write_sheets
-from .widgets import WIDGET_STYLE, told
 
 # %% ../nbs/behind_study.ipynb #study-groups
 def groups_of(exp, arms:list[str])->list[int]: # numbers of `GROUPS`
@@ -155,9 +156,6 @@ read(); show();
 '''
 
 # %% ../nbs/behind_study.ipynb #study-page-code
-def _inside(png:bytes)->str: # of a file
-    return 'data:image/png;base64,'+base64.b64encode(png).decode()
-
 def rating_page(
     items:list,     # (group, pair, name of the left file, of the right one, left, right picture as `data:`), in the order of asking
     practice:list,  # (same?, left, right)
@@ -201,7 +199,7 @@ def make_study(
         write_sheets(tmp, key)
         for rater in sorted(key.rater.unique()):
             rows = read_rows(tmp/f'sheet-{rater:02d}.csv', 'group', 'pair').merge(pd.read_csv(tmp/f'sheet-{rater:02d}.csv', usecols=['group', 'pair', 'left', 'right']))
-            items = [[int(r.group), int(r.pair), r.left, r.right, *(_inside((tmp/name).read_bytes()) for name in (r.left, r.right))] for r in rows.itertuples()]
+            items = [[int(r.group), int(r.pair), r.left, r.right, *(data_url((tmp/name).read_bytes()) for name in (r.left, r.right))] for r in rows.itertuples()]
             with atomic(tmp/f'rater-{rater:02d}.html', private=True) as new: new.write_text(rating_page(items, trial, int(rater), study), encoding='utf-8')
     return folder
 
@@ -214,7 +212,7 @@ def _practice(asked:_Asked, groups:list[int], n:int, seed:int)->list: # (same?, 
     for i in range(n):
         row,g = rows.iloc[i:i+1], groups[-1-i%len(groups)]   # the easy ones, raw, first
         (left,),(right,) = asked.pictures(people, row, g)
-        found.append([bool(row.same.iloc[0]), _inside(encode(left)), _inside(encode(right))])
+        found.append([bool(row.same.iloc[0]), data_url(encode(left)), data_url(encode(right))])
     return found
 
 # %% ../nbs/behind_study.ipynb #study-back-code

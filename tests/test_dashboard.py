@@ -10,9 +10,9 @@ from privreid.data import SyntheticPedestrians
 from privreid.desensitize import Blur, GaussianNoise
 from privreid.evaluation import Validate
 from privreid.joint import Callback, Progress, Trainer
+from privreid.live import start
 from privreid.training import JointTraining, ReidTraining, Supervision
 from privreid.upgradation import Epsilons, Upgradation
-from privreid.widgets import start
 
 @pytest.fixture(scope='module')
 def street(): return SyntheticPedestrians(train_ids=10, test_ids=4, size=(64,32)).draw()

@@ -7,10 +7,13 @@ from hypothesis import given, settings, strategies as st
 from negative import net_of
 from privreid.boxes import Boxes, boxes_of, painted_film, placed, protect_boxes, rows_of, shut_for
 from privreid.deploy import Anonymizer
+from privreid.films import read_frames
 from privreid.outlet import encoded
-from privreid.video import protect_film, read_frames
-from privreid import exact, locks
-from privreid.exact import EXACT_MAGIC, ExactKey, Sidecar, crops_of, grant, log_of, new_master, open_film, parts_of, protect_exact, read_exact, read_log, seal_film, sidecar_of
+from privreid.video import protect_film
+from privreid import locks, sidecar
+from privreid.exact import crops_of, grant, log_of, open_film, protect_exact, read_log
+from privreid.exactkeys import ExactKey, new_master, read_exact
+from privreid.sidecar import EXACT_MAGIC, Sidecar, parts_of, seal_film, sidecar_of
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec('cryptography'), reason="encrypts: pip install 'privreid[keys]'")
 needs_av = pytest.mark.skipif(not importlib.util.find_spec('av'), reason="reads videos: pip install 'privreid[video]'")
@@ -396,7 +399,7 @@ def test_a_crowd_takes_no_more_memory_than_its_frame(tmp_path):
     assert peak<30*frame.nbytes, f'{peak/1e6:.0f} MB'   # 600 parts and more, each as large as the frame, would be 430 MB
 
 def test_too_great_a_crowd_is_refused_before_anything_is_written(tmp_path, monkeypatch, one_line):
-    monkeypatch.setattr(exact, 'MOST_PARTS', 100)
+    monkeypatch.setattr(sidecar, 'MOST_PARTS', 100)
     folder_of(tmp_path/'in', [np.zeros((200, 200, 3), np.uint8)])
     with pytest.raises(ValueError) as e: protect_exact(tmp_path/'in', boxes_of([crowd(150, (200, 200), side=40)]), HIDES, tmp_path/'out', tmp_path/'keys'/'MASTER')
     one_line(e.value, 'too many', '100')

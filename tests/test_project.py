@@ -37,12 +37,20 @@ threats
 inverses leaks
 tables figures compare deploy attacks export
 boxes
-video
+films
+filmed
+video exactkeys
+sidecar
 exact
 jobs
 rows
 reproduce
+hindsight
+chart
+live
 widgets
+matches
+views
 viewer study dashboard playground
 cli
 """.strip().splitlines()]

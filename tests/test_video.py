@@ -6,12 +6,14 @@ import numpy as np
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from negative import Negative, net_of, pair_of
-from privreid import video
+from privreid import films
 from privreid.boxes import Boxes, boxes_of, painted_film, placed, protect_boxes, recover_boxes, shut_for
 from privreid.deploy import Anonymizer, Recovery
+from privreid.filmed import agreed_boxes, BOXES, beside, facts_of
+from privreid.films import Film, frame_numbers, is_video, read_frames
 from privreid.outlet import encoded
 from privreid.tree import RECORD, read_record
-from privreid.video import _agreed, BOXES, Film, beside, facts_of, frame_numbers, is_video, protect_film, read_frames, recover_film
+from privreid.video import protect_film, recover_film
 
 needs_av = pytest.mark.skipif(not importlib.util.find_spec('av'), reason="reads videos: pip install 'privreid[video]'")
 
@@ -489,16 +491,16 @@ def test_the_command(run, tmp_path, capsys):
 def test_filling_vouches_for_those_it_fills_only(one_line):
     "Track 1 has a gap that is filled, track 2 ends before it: where person 2 is in frame 2 nobody has said."
     one,two = [0, 0, 4, 4, 1], [4, 4, 8, 8, 2]
-    with pytest.raises(ValueError) as e: _agreed({1: [one, two], 3: [one]}, [1, 2, 3], 'refuse', 1)
+    with pytest.raises(ValueError) as e: agreed_boxes({1: [one, two], 3: [one]}, [1, 2, 3], 'refuse', 1)
     one_line(e.value, 'frame 2')
-    boxes,black,_ = _agreed({1: [one, two], 3: [one]}, [1, 2, 3], 'black', 1)
+    boxes,black,_ = agreed_boxes({1: [one, two], 3: [one]}, [1, 2, 3], 'black', 1)
     assert black=={2}
-    boxes,black,_ = _agreed({1: [one, two], 3: [one, two]}, [1, 2, 3], 'refuse', 1)
+    boxes,black,_ = agreed_boxes({1: [one, two], 3: [one, two]}, [1, 2, 3], 'refuse', 1)
     assert not black and len(boxes.at[2])==2
 
 def test_boxes_without_end_are_refused(monkeypatch, one_line):
-    monkeypatch.setattr('privreid.video.MOST', 10)
-    with pytest.raises(ValueError) as e: _agreed({1: [[0, 0, 4, 4, 1]], 20: [[0, 0, 4, 4, 1]]}, range(1, 21), 'refuse', 30)
+    monkeypatch.setattr('privreid.filmed.MOST', 10)
+    with pytest.raises(ValueError) as e: agreed_boxes({1: [[0, 0, 4, 4, 1]], 20: [[0, 0, 4, 4, 1]]}, range(1, 21), 'refuse', 30)
     one_line(e.value, '10')
 
 @needs_av
@@ -506,7 +508,7 @@ def test_boxes_without_end_are_refused(monkeypatch, one_line):
 def test_frames_that_are_too_large_are_not_even_decoded(tmp_path, monkeypatch, one_line, ending, codec, pixels):
     source = save(tmp_path/f'in{ending}', scene(3)[0], codec=codec, pixels=pixels)
     Film(source)
-    monkeypatch.setattr(video, 'PIXELS', 60*90-1)
+    monkeypatch.setattr(films, 'PIXELS', 60*90-1)
     monkeypatch.setattr(Film, '_upright', lambda *_: pytest.fail('it was decoded'))
     with pytest.raises(ValueError) as e: Film(source)
     one_line(e.value, source, '90 x 60')
@@ -515,7 +517,7 @@ def test_frames_that_are_too_large_are_not_even_decoded(tmp_path, monkeypatch, o
 def test_a_film_that_is_larger_than_it_says_is_not_decoded(tmp_path, monkeypatch, one_line):
     "What stands in the file's head is not believed: the decoder has the limit, too."
     source = save(tmp_path/'in.mp4', scene(3)[0], codec='libx264rgb', pixels='rgb24')
-    monkeypatch.setattr(video, 'PIXELS', 2000)
+    monkeypatch.setattr(films, 'PIXELS', 2000)
     monkeypatch.setattr(Film, '_fits', lambda *_: None)
     monkeypatch.setattr(Film, '_upright', lambda *_: pytest.fail('it was decoded'))
     with pytest.raises(ValueError) as e: Film(source)

@@ -12,9 +12,11 @@ from privreid.data import PARTS, Split
 from privreid.datasets import load_data, save_split
 from privreid.evaluation import evaluate_ranking
 from privreid.folder import look_of, write_json
+from privreid.matches import ArmResults
 from privreid.pix2pix import UNetGenerator
 from privreid.records import save_arm
-from privreid.viewer import ArmResults, Panel, Viewer, rank, view
+from privreid.viewer import Panel, rank, view
+from privreid.views import Viewer
 from test_widgets import rewrite, sentence
 def fake(q, n, seed=0, size=(32,16)):
     "Results of random features and pictures, with junk, distractors and queries that nobody can find."

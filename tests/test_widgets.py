@@ -12,8 +12,10 @@ from privreid.evaluation import Validate
 from privreid.joint import Callback, Trainer
 from privreid.training import JointTraining, Supervision
 from privreid.upgradation import Epsilons, Upgradation, Validation, replay
-from privreid import widgets
-from privreid.widgets import Explorer, LiveEpsilons, demo_run, explore, long_run, spans, start
+from privreid import hindsight
+from privreid.hindsight import demo_run, long_run, spans
+from privreid.live import LiveEpsilons, start
+from privreid.widgets import Explorer, explore
 
 def sentence(widget):
     "The one sentence that a widget shows instead of itself."
@@ -146,7 +148,7 @@ def test_spans_against_a_walk_through_the_epochs():
 
 def test_the_longer_run_is_shown_where_there_is_one(monkeypatch, tmp_path):
     "A folder that is not whole is none."
-    monkeypatch.setattr(widgets.privreid, '__file__', str(tmp_path/'__init__.py'))
+    monkeypatch.setattr(hindsight.privreid, '__file__', str(tmp_path/'__init__.py'))
     assert long_run()==demo_run()==tmp_path/'demo_run'
     (tmp_path/'long_run').mkdir()
     assert long_run()==demo_run()

@@ -5,14 +5,16 @@ import nbformat, pytest, torch
 from playwright.sync_api import expect
 from privreid.agw import AGW
 from privreid.arms import Arm, Experiment
+from privreid.chart import DECIBELS
 from privreid.config import preset
 from privreid.datasets import save_split
 from privreid.folder import write_json
+from privreid.hindsight import demo_run, outcome
 from privreid.pix2pix import UNetGenerator
 from privreid.records import save_arm
 from privreid.upgradation import Epsilons, Validation, replay
-from privreid.viewer import Viewer
-from privreid.widgets import DECIBELS, RULE, Explorer, demo_run, outcome, to_json
+from privreid.views import Viewer
+from privreid.widgets import RULE, Explorer, to_json
 
 pytestmark = pytest.mark.flaky(reruns=2)   # a browser on a busy machine may be late; a fault of a widget stays one
 PATIENCE = 240_000   # milliseconds: JupyterLab on a busy machine starts slowly
@@ -168,7 +170,8 @@ def test_explorer_on_the_site(site, page, serve):
 
 # ---- JupyterLab
 
-CELLS = '''from privreid.widgets import demo_run, explore
+CELLS = '''from privreid.hindsight import demo_run
+from privreid.widgets import explore
 explore(demo_run())''', '''import json
 from pathlib import Path
 from accelerate import Accelerator
@@ -177,9 +180,9 @@ from privreid.data import SyntheticPedestrians
 from privreid.desensitize import Blur
 from privreid.evaluation import Validate
 from privreid.joint import Trainer
+from privreid.live import LiveEpsilons, start
 from privreid.training import JointTraining, Supervision
 from privreid.upgradation import Epsilons, Upgradation
-from privreid.widgets import LiveEpsilons, start
 street = SyntheticPedestrians(train_ids=10, test_ids=4, size=(64,32)).draw()
 cfg = preset('demo', epochs=10_000, batch=16, validate_every=1, ngf=4, ndf=4)
 trainer = Trainer(JointTraining(cfg, 8, Accelerator(cpu=True)), street.train, Supervision(Blur()), [Validate(street), Upgradation(.1, Epsilons(psnr=-2., ssim=-.2)), LiveEpsilons()])
