@@ -51,7 +51,8 @@ def _train(args)->None:
 def _foresee(cfg, arms:tuple, parts)->None:
     "Say what a run would do."
     from privreid.cache import cache_dir
-    from privreid.datasets import list_data, people_of
+    from privreid.datasets import list_data
+    from privreid.listings import people_of
     from privreid.arms import chosen_arms, data_options
     from privreid.experiments import disk_use
     from privreid.config import check

@@ -21,12 +21,13 @@ from .arms import ARMS, Arm, Experiment, data_options, moved
 from .checks import check_number
 from .config import Config, check
 from .data import ReidData, SyntheticPedestrians
-from .datasets import list_data, refuse_unusable
+from .datasets import list_data
 from .evaluation import quality_of
 from .experiments import run_experiment
 from .figures import GRIDS, feature_map, grid, needs_sklearn, save_figure
 from .files import expand
 from .folder import COUNT, FINITE, RATE, by_main, held, misfit, nothing, read_json, write_json, writing
+from .listings import refuse_unusable
 from .machine import accelerator_on
 from .records import QUALITY, finished_arms, load_arm, load_results, load_run, stages
 from .tables import KEYS, recovered_reid, saved_recovery, side_by_side, unprotected, write_table
