@@ -115,7 +115,7 @@ def overview(lessons:dict[str,str])->str: # module -> lesson
 
 # -- the pages --------------------------------------------------------------------------------------------------------
 
-BEHIND = """pedestrians files names cache shards distrust pictures data listings published manifest datasets doctor checks teaching desensitize backbones agw machine folder codec keyed joint checkpoint upgradation metrics ranking intervals evaluation
+BEHIND = """canvas body pedestrians files names cache shards distrust pictures data listings published manifest datasets doctor checks teaching desensitize backbones agw machine folder codec keyed joint checkpoint upgradation metrics ranking intervals evaluation
 experiments parts features verification tables figures reproduce report compare attacks bundles deploy export outsider locks tree outlet cluster boxes video exact widgets viewer study dashboard playground options commands use cli""".split()   # in the order in which they may be read
 
 def wing(caption:str, *pages:str, glob:bool=False)->str:

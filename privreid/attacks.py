@@ -24,6 +24,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from .agw import AGW, STREET_SEED
 from .arms import Experiment, arm_named, data_options
+from .body import PERSON, draw_fields
 from .bundles import default_arm, nets_of
 from .checks import check_number, choice
 from .config import Config, stretched
@@ -35,7 +36,6 @@ from .folder import held, write_json
 from .joint import Trainer, seed_of
 from .machine import accelerator_on, arranged
 from .outsider import acquainted
-from .pedestrians import PERSON, draw_fields
 from .pix2pix import UNetGenerator
 from .ranking import Retrieval
 from .records import environment, load_run, write_pictures
