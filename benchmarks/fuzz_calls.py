@@ -15,11 +15,12 @@ import privreid.cli, privreid.jobs, privreid.joint
 from privreid.agw import AGW, BACKBONES, build_backbone, gem, id_loss, wrt_loss
 from privreid.config import Config, preset
 from privreid.data import PKSampler, Split, SyntheticPedestrians, show_pictures, split_validation, to_float, to_uint8
-from privreid.datasets import READERS, image_folder, list_data, load_data
+from privreid.datasets import READERS, list_data, load_data
 from privreid.desensitize import Blur, GaussianNoise, Pixelate, box_radius, desensitizer
 from privreid.doctor import examine
 from privreid.evaluation import distances, evaluate_ranking, mse, psnr, ssim
 from privreid.hindsight import demo_run
+from privreid.manifest import image_folder
 from privreid.pictures import decode, read_image
 from privreid.pix2pix import UNetGenerator, unet_depth
 from privreid.records import load_arm, load_run

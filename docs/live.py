@@ -4,12 +4,12 @@ from collections import Counter
 from pathlib import Path
 import pandas as pd
 import torch
+from privreid.body import CAMERA, PERSON, SHOT, draw_fields
 from privreid.bundles import nets_of
 from privreid.data import GREY_INK, SyntheticPedestrians, to_float
 from privreid.desensitize import Blur
 from privreid.export import export_onnx, parity, refuse_unlike, rounded, to_onnx
 from privreid.files import strict_json
-from privreid.pedestrians import CAMERA, PERSON, SHOT, draw_fields
 from privreid.records import load_run
 from privreid.views import Viewer
 

@@ -20,10 +20,11 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from .body import CAMERA, PERSON, SHOT, draw_fields
 from .cache import keep
 from .checks import check_alike, check_images, check_labels, check_number, check_size, check_values, legible, shown, visible
 from .files import atomic, strict_json
-from .pedestrians import CAMERA, PERSON, SHOT, DRAWING, draw_fields, render
+from .pedestrians import DRAWING, render
 from .pictures import read_image
 
 # %% ../nbs/behind_data.ipynb #037bb3b4

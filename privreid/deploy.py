@@ -21,11 +21,13 @@ from .cache import cache_dir
 from .checks import check_images, check_number, choice
 from .config import preset
 from .data import to_float, to_uint8
-from .datasets import image_folder, read_split, refuse_unusable
+from .datasets import read_split
 from .desensitize import DESENSITIZER_ALIASES, DESENSITIZERS
 from .experiments import run_experiment
 from .files import expand, legible
+from .listings import refuse_unusable
 from .machine import accelerator_on
+from .manifest import image_folder
 from .outlet import KEEP, Done, convert, encoded, fill, how_written, names_back, notes_of, proved, why_not
 from .outsider import known_people, pattern_for, told_by_outsider
 from .pictures import read_image

@@ -23,8 +23,9 @@ from PIL import Image
 from torch import Tensor
 from .checks import choice
 from .data import show_pictures, to_float, to_uint8
-from .datasets import ELSEWHERE, LEFT_OUT, READERS, SPLITS, Listing, list_data, obstacles, people_of, root_of, shared_people, unanswered
+from .datasets import READERS, list_data
 from .files import atomic, legible, progress
+from .listings import ELSEWHERE, LEFT_OUT, SPLITS, Listing, obstacles, people_of, root_of, shared_people, unanswered
 from .names import look_alikes, plain, spelled
 from .pictures import how_read, read_image
 

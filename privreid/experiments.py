@@ -21,11 +21,12 @@ from .checkpoint import Checkpoint, difference
 from .checks import choice
 from .config import Config, check
 from .data import PARTS, ReidData
-from .datasets import load_data, refuse_unusable, save_split
+from .datasets import load_data, save_split
 from .evaluation import evaluate_ranking
 from .files import expand, remove, strict_json
 from .folder import by_main, claimed, held, look_of, refuse_used, write_json, write_text, writing
 from .joint import Callback, Trainer
+from .listings import refuse_unusable
 from .machine import accelerator_on
 from .parts import NO_PARTS, Parts, load_plugin, made, parts_for, remember, try_parts
 from .records import environment, finished_arms, load_arm, load_run, made_with, save_arm, stages, threads_of, write_outcomes, write_pictures

@@ -18,7 +18,7 @@ from .config import stretched
 from .data import Split, to_float
 from .evaluation import apply, interval, resampled
 from .joint import Trainer
-from .pedestrians import PERSON, draw_fields
+from .body import PERSON, draw_fields
 from .threats import Effort, Hand, Scene, Try, as_files, refuse_shared
 from .training import ReidTraining, Supervision
 

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 from .agw import AGW
 from .data import to_float
-from .datasets import manifest_of, match_names, numbered, read_manifest
 from .evaluation import Retrieval, distances, evaluate_ranking
 from .files import expand, progress
+from .listings import numbered
 from .machine import arranged
+from .manifest import manifest_of, match_names, read_manifest
 from .pictures import read_image
 from .records import finished_arms, load_arm, load_run
 

@@ -10,7 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from .arms import data_options
 from .config import Config
-from .datasets import list_data, refuse_unusable
+from .datasets import list_data
+from .listings import refuse_unusable
 from .figures import needs_sklearn
 from .files import expand
 from .folder import by_main, held, writing

@@ -15,12 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import privreid.agw, privreid.backbones
 from privreid.agw import (AGW, BACKBONES, STREET_SEED, CenterLoss, GeM, Mini, NonLocal, ReidOutput, agw_loss, build_backbone, gem, id_loss,
                           read_weights, torchvision_name, undo_weight, wrt_loss)
+from privreid.body import PERSON, draw_fields
 from privreid.config import Config, check, preset
 from privreid.data import SyntheticPedestrians
 from privreid.evaluation import four_settings
 from privreid.files import legible
 from privreid.machine import accelerator_on
-from privreid.pedestrians import PERSON, draw_fields
 from privreid.training import ReidTraining
 
 def rng(seed): return np.random.default_rng(seed)

@@ -5,11 +5,14 @@ import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from scipy.io import savemat
-import privreid.datasets as S
-from privreid import distrust
+import privreid.published as S
+from privreid import distrust, listings
 from privreid.data import PARTS, PKSampler, ReidData, Split, SyntheticPedestrians
-from privreid.datasets import SPLITS, Listing, Record, cuhk03, divide, image_folder, list_data, load_data, market1501, msmt17, one_query_per_camera, read_split, refuse_unusable, save_split
+from privreid.datasets import list_data, load_data, read_split, save_split
+from privreid.listings import SPLITS, Listing, Record, divide, one_query_per_camera, people_of, refuse_unusable
+from privreid.manifest import MARKET_PATTERN, image_folder
 from privreid.names import find_images
+from privreid.published import cuhk03, market1501, msmt17
 from test_data import SMALL, same
 from test_files import nobody, posix
 
@@ -54,7 +57,7 @@ def test_many_names(tmp_path, names):
 def test_no_file_is_asked_for_its_state(tmp_path, monkeypatch):
     for i in range(30): put(tmp_path/f'{i%6}'/f'c{i%5}_{i}.png')
     asked,stat = [], os.stat
-    monkeypatch.setattr(S.os, 'stat', lambda p, **k: asked.append(p) or stat(p, **k))
+    monkeypatch.setattr(os, 'stat', lambda p, **k: asked.append(p) or stat(p, **k))
     image_folder(tmp_path)
     assert not [p for p in asked if str(p).endswith('.png')]
 
@@ -300,7 +303,7 @@ def test_cuhk_lost_race_uses_the_winner(tmp_path, monkeypatch):
 
 KILLED = '''
 import os, signal, sys
-import privreid.datasets as S
+import privreid.published as S
 def deadly(steps, *args, **how): next(steps); os.kill(os.getpid(), signal.SIGKILL)
 S.progress = deadly
 S.cuhk03(sys.argv[1])
@@ -446,21 +449,21 @@ def modules(): import sys; yield sorted(sys.modules)
                                              (ends, (), 'its reader died of code 3'), (hungry, (), 'it asks for more than 256 MB of memory'), (hangs, (), 'nothing was heard of its reader for 2 s'), (fails, (), 'no such thing')], ids=lambda x: getattr(x, '__name__', None))
 def test_a_decoder_that_is_kept_apart_takes_nobody_with_it(work, args, named):
     start = time.perf_counter()
-    with pytest.raises(ValueError) as e: list(S._apart(work, *args, patience=2))
+    with pytest.raises(ValueError) as e: list(distrust.apart(work, *args, patience=2))
     assert str(e.value)==named and time.perf_counter()-start<30
 
 @posix
 def test_memory_is_watched_where_the_system_sets_no_limit(monkeypatch):
     monkeypatch.setattr(distrust, '_CHILD', distrust._CHILD.replace('psutil, resource', 'nothing_of_the_kind'))
-    with pytest.raises(ValueError, match='more than 256 MB of memory'): list(S._apart(takes, 4*10**8))
+    with pytest.raises(ValueError, match='more than 256 MB of memory'): list(distrust.apart(takes, 4*10**8))
 
 def test_a_process_apart_is_light_and_patient():
     odd = ['ä\n', '\udcff', None, 1.5, [1, {'a': 'b'}]]
-    assert list(S._apart(echo, *odd))==odd
-    assert list(S._apart(slow, patience=2))==[*range(6)]                  # it tells something all the time
-    assert not {'torch', 'numpy', 'privreid', 'scipy'}&set(next(S._apart(modules)))
-    with pytest.raises(ImportError): list(S._apart(echo, needs=('no_such_module_here',)))
-    steps = S._apart(hangs); next(steps); start = time.perf_counter(); steps.close()
+    assert list(distrust.apart(echo, *odd))==odd
+    assert list(distrust.apart(slow, patience=2))==[*range(6)]                  # it tells something all the time
+    assert not {'torch', 'numpy', 'privreid', 'scipy'}&set(next(distrust.apart(modules)))
+    with pytest.raises(ImportError): list(distrust.apart(echo, needs=('no_such_module_here',)))
+    steps = distrust.apart(hangs); next(steps); start = time.perf_counter(); steps.close()
     assert time.perf_counter()-start<5                                    # nobody listens: it is ended
 
 def test_a_release_that_kills_its_reader(tmp_path, monkeypatch, one_line):
@@ -612,7 +615,7 @@ def test_validation_of_a_listing(n, seed):
     "4:1 within one identity, through a listing: nobody is decoded for it."
     records = [Record(f'{p}_{c}_{j}', p, c) for p in range(1, n+1) for c in (1, 2) for j in range(5)]
     listing = Listing('x', Path('nowhere'), records, [Record('q', n+1, 1)], [Record('g', n+1, 2)])
-    listing.read = lambda part, size: S.Split(torch.zeros(len(getattr(listing, part)), 3, 1, 1, dtype=torch.uint8), torch.tensor([r.pid for r in getattr(listing, part)]), torch.tensor([r.cam for r in getattr(listing, part)]), [r.name for r in getattr(listing, part)])
+    listing.read = lambda part, size: Split(torch.zeros(len(getattr(listing, part)), 3, 1, 1, dtype=torch.uint8), torch.tensor([r.pid for r in getattr(listing, part)]), torch.tensor([r.cam for r in getattr(listing, part)]), [r.name for r in getattr(listing, part)])
     data,again = listing.load(SIZE, seed), listing.load(SIZE, seed)
     held = data.val_gallery.pids.unique().tolist()
     assert len(held)==round(n/5) and len(data.val_query)==2*len(held) and len(data.val_gallery)==8*len(held)
@@ -635,7 +638,7 @@ def test_one_person_is_one_however_spelled(tmp_path, how):
     listing = make_spelled(tmp_path, how)
     records = [r for part in SPLITS for r in getattr(listing, part)]
     assert len(records)==48 and {r.pid for r in records}==set(range(1, 7)) and {r.cam for r in records}=={1, 2}
-    assert not S.people_of(listing.train)&S.people_of(listing.query+listing.gallery)
+    assert not people_of(listing.train)&people_of(listing.query+listing.gallery)
     assert len(listing.load(SIZE).query)==6
 
 def test_one_person_is_one_in_lists_and_in_market_names(tmp_path):
@@ -682,11 +685,11 @@ def test_layouts_of_others_are_named(tmp_path, one_line):
     for part,people in (('train', '1234'), ('query', '56'), ('gallery', '56')):
         for who in people:
             for cam in (1, 2): put(tmp_path/'pytorch'/part/f'000{who}'/f'000{who}_c{cam}s1_{part}_00.jpg'); put(tmp_path/'flat'/f'000{who}_c{cam}s1_{part}_00.jpg')
-    for root,named in (('pytorch/train', ["'0001' was taken for the identity and '0001' for the camera", S.MARKET_PATTERN]), ('pytorch', ['gallery, query, train were taken for people', '(?P<split>']), ('flat', ['nothing was understood', S.MARKET_PATTERN])):
+    for root,named in (('pytorch/train', ["'0001' was taken for the identity and '0001' for the camera", MARKET_PATTERN]), ('pytorch', ['gallery, query, train were taken for people', '(?P<split>']), ('flat', ['nothing was understood', MARKET_PATTERN])):
         with pytest.raises(ValueError) as e: image_folder(tmp_path/root)
         one_line(e.value, tmp_path/root, '--pattern', *named)
-    assert len(people_of_all(image_folder(tmp_path/'flat', S.MARKET_PATTERN)))==len(people_of_all(image_folder(tmp_path/'pytorch', S.MARKET_PATTERN)))==6   # the way out is one
-    listing = image_folder(tmp_path/'pytorch', '^(?P<split>train|query|gallery)/.*'+S.MARKET_PATTERN)
+    assert len(people_of_all(image_folder(tmp_path/'flat', MARKET_PATTERN)))==len(people_of_all(image_folder(tmp_path/'pytorch', MARKET_PATTERN)))==6   # the way out is one
+    listing = image_folder(tmp_path/'pytorch', '^(?P<split>train|query|gallery)/.*'+MARKET_PATTERN)
     assert [len(getattr(listing, part)) for part in SPLITS]==[8, 4, 4]
 
 def people_of_all(listing): return {r.pid for part in SPLITS for r in getattr(listing, part)}
@@ -740,7 +743,7 @@ def test_what_cannot_work_is_refused_before_a_pixel_is_read(tmp_path, monkeypatc
     listing,data = market1501(root), market1501(root).load(SIZE)
     refuse_unusable(listing); refuse_unusable(data)
     damage(root)
-    monkeypatch.setattr(S, 'decode', None)                                # a pixel would be an error
+    monkeypatch.setattr(listings, 'decode', None)                         # a pixel would be an error
     with pytest.raises(ValueError) as e: load_data('market1501', root, SIZE)
     one_line(e.value, root, named)
     hurt = market1501(root)
@@ -815,7 +818,7 @@ def test_whatever_is_quoted_is_seen_and_short(tmp_path, own, odd):
     for root in (odd, own/odd):
         with pytest.raises((ValueError, OSError)) as e: list_data('folder', root)
         short(e.value)
-        with pytest.raises(ValueError) as e: S.decode([root], SIZE)
+        with pytest.raises(ValueError) as e: listings.decode([root], SIZE)
         short(e.value)
     path = make_msmt(tmp_path/'msmt')/'list_query.txt'
     for line in (odd, f'{odd} 0', f'0_0_1_{odd} 0'):

@@ -319,7 +319,8 @@ def test_what_a_training_needs(tmp_path, one_line):
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(('out', 'x'))]
 
 def test_six_people_are_enough(tmp_path):
-    from privreid.datasets import image_folder, refuse_unusable
+    from privreid.listings import refuse_unusable
+    from privreid.manifest import image_folder
     refuse_unusable(image_folder(street(tmp_path/'six', 6, 2, 2), MARKET_NAMES).load((64,32)))
 
 def test_an_outsider_is_asked_where_people_are_known(run, tmp_path):

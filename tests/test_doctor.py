@@ -5,7 +5,7 @@ from zlib import crc32
 import numpy as np, pytest
 from PIL import Image
 import privreid.doctor as R
-from privreid.datasets import SPLITS
+from privreid.listings import SPLITS
 from privreid.doctor import LEVELS, PUBLISHED, examine, look
 from test_datasets import make_msmt, make_release
 

@@ -3,8 +3,9 @@ import functools, http.server, io, json, shutil, sys, threading
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
+from privreid.body import CAMERA, PERSON, SHOT, draw_fields
 from privreid.desensitize import Blur, Pixelate
-from privreid.pedestrians import CAMERA, PERSON, SHOT, draw_fields, render
+from privreid.pedestrians import render
 from privreid.pix2pix import UNetGenerator
 
 ROOT = Path(__file__).resolve().parent.parent

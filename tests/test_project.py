@@ -14,10 +14,13 @@ each_module = pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
 
 # From the ground up; modules on one floor do not know each other.
 FLOORS = [floor.split() for floor in """
-files pedestrians
-checks cache names teaching shards distrust
-pictures backbones parts
+files canvas
+body checks cache names teaching shards distrust
+pedestrians pictures backbones parts
 data
+listings
+published
+manifest
 codec datasets desensitize folder machine pix2pix agw
 keyed
 doctor config tree locks
@@ -52,6 +55,8 @@ widgets
 matches
 views
 viewer study dashboard playground
+options
+commands use
 cli
 """.strip().splitlines()]
 FLOOR = {name: i for i,names in enumerate(FLOORS) for name in names}
