@@ -14,7 +14,7 @@ from common import load, options, publish, race, stopwatch
 from PIL import Image, ImageFilter, ImageOps
 from privreid.data import SyntheticPedestrians, augment, draw_augmentation, to_float
 from privreid.desensitize import DESENSITIZERS, desensitizer
-from privreid.files import decode
+from privreid.pictures import decode
 
 SIZE,BATCH = (256,128), 64
 NEEDS = "A training at the paper's size consumes about 2,000 images/s on a fast GPU and 150 on a T4 (derived, not measured); whatever data brings beyond that, nobody waits for."

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['NUMBER', 'FINITE', 'COUNT', 'FORMAT_1', 'RATE', 'LOCK', 'NOTE', 'TOLERANCE', 'writing', 'write_text', 'write_json',
-           'hexadecimal', 'nothing', 'misfit', 'expect', 'read_json', 'holder', 'held', 'fresh_folder', 'hardly_begun',
-           'refuse_used', 'claimed', 'by_main', 'quarters', 'digest', 'who_and_where', 'look_of', 'compare_part']
+           'hexadecimal', 'words', 'nothing', 'misfit', 'expect', 'read_json', 'holder', 'held', 'fresh_folder',
+           'hardly_begun', 'refuse_used', 'claimed', 'by_main', 'quarters', 'digest', 'who_and_where', 'look_of',
+           'compare_part']
 
 # %% ../nbs/behind_folder.ipynb #7fa9c013
 import json, os, socket, time, warnings
@@ -59,6 +60,11 @@ def hexadecimal(
     "Check a fingerprint, a salt or the like: `n` hexadecimal digits."
     if isinstance(value, str) and len(value)==n and set(value)<=set('0123456789abcdef'): return value
     raise ValueError(f'{at} is {shown(value, 40)}, not {n} hexadecimal digits')
+
+def words(value:object, at:str):
+    "The shape of what is only shown: nothing, a number, or one line of text that can be printed."
+    if value is None or isinstance(value, (int, float)) or isinstance(value, str) and value.isprintable(): return
+    raise ValueError(f'{at} is {shown(value, 40)}, not a line of text')
 
 def nothing(value:object, at:str):
     "The shape of what may not be there."

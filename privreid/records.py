@@ -28,7 +28,7 @@ from .config import Config, read_config
 from .data import to_float, to_uint8
 from .evaluation import SCORED, SETTINGS, Outcomes, Retrieval, restart
 from .files import atomic, expand, strict_json
-from .folder import COUNT, FINITE, NUMBER, RATE, expect, hexadecimal, misfit, nothing, read_json, write_json, writing
+from .folder import COUNT, FINITE, NUMBER, RATE, expect, hexadecimal, misfit, nothing, read_json, words, write_json, writing
 from .machine import arranged, device_name, threads_in
 from .parts import check_told, made, parts_for
 from .training import agw_of, network_of
@@ -115,7 +115,7 @@ def read_pictures(path:Path)->dict[str,Image.Image]: # stage -> a row of picture
     return {k: row.crop((0, i*h, row.width, (i+1)*h)) for i,k in enumerate(names)}
 
 # %% ../nbs/behind_records.ipynb #f973059e
-META = {'arms': [str], 'identities': int, 'processes?': int, 'environment?': dict, 'parts?': check_told, 'start?': dict(run=str, weights=hexadecimal), 'kept?': bool}
+META = {'arms': [str], 'identities': int, 'processes?': int, 'environment?': {str: words}, 'parts?': check_told, 'start?': dict(run=str, weights=hexadecimal), 'kept?': bool}
 
 def load_run(folder:str|Path)->tuple[Config,dict]: # configuration, and what was kept beside it
     "Read a run's configuration."
@@ -198,7 +198,7 @@ QUALITY = {'psnr': check_decibels, 'ssim': FINITE, 'mean?': check_decibels, 'poo
 SEEN = {s: RETRIEVAL for s in SETTINGS}|{str: nothing}
 PROTECTS = dict(settings=SEEN, seconds=FINITE, protected=QUALITY)
 RESULTS = {'arms': {'Upper?': dict(settings={'raw-raw': RETRIEVAL, str: nothing}, seconds=FINITE), 'Base?': PROTECTS, str: nothing} | {f'{a}?': PROTECTS|dict(recovered=QUALITY) for a in ('w/o U', 'w/ U')},
-           'unprotected': {str: SEEN}, 'desensitized': QUALITY, 'environment?': dict, 'base_r1?': check_start, 'validated?': dict(queries=COUNT, chance=RATE)}
+           'unprotected': {str: SEEN}, 'desensitized': QUALITY, 'environment?': {str: words}, 'base_r1?': check_start, 'validated?': dict(queries=COUNT, chance=RATE)}
 
 def load_results(folder:str|Path)->dict:
     "Read the results of a finished run."

@@ -14,7 +14,7 @@ import pandas as pd
 from .arms import Results
 from .evaluation import LEVEL, RESAMPLES
 from .files import expand
-from .folder import COUNT, FINITE, FORMAT_1, NUMBER, RATE, expect, read_json
+from .folder import COUNT, FINITE, FORMAT_1, NUMBER, RATE, expect, read_json, words
 from .upgradation import Epsilons
 from .verdicts import CROSSED, claims, in_brackets, ranked
 
@@ -95,7 +95,7 @@ _MAYBE = lambda v, at: v if v is None else FINITE(v, at)
 ATTACKED = dict(rows=[dict(attack=str, name=str, pairs=COUNT, queries=COUNT, seconds=FINITE, rank1=RATE, mAP=RATE, rank1_interval=_BETWEEN, over_protected=_BETWEEN, over_key=_BETWEEN, psnr=_MAYBE, psnr_interval=_BETWEEN, ssim=_MAYBE)],
                 membership=[dict(level=str, score=str, references=COUNT, members=COUNT, others=COUNT, auc=RATE, auc_interval=_BETWEEN, false=RATE, true=RATE, true_interval=_BETWEEN, roc=[[RATE]])],
                 attributes=[dict(attribute=str, seen=str, accuracy=RATE, interval=_BETWEEN, chance=RATE, people=COUNT)],
-                skipped={str: str}, setup=dict, utility=RATE, chance=RATE, identities=COUNT, asked=COUNT, headline=dict, environment=dict)
+                skipped={str: str}, setup=dict, utility=RATE, chance=RATE, identities=COUNT, asked=COUNT, headline=dict, environment={str: words})
 
 def load_attacks(
     folder:str|Path, # of a run

@@ -6,11 +6,10 @@
 __all__ = ['groups_of', 'deal', 'rating_page', 'make_study', 'study_scores', 'scores_text', 'Rating', 'rate']
 
 # %% ../nbs/behind_study.ipynb #study-imports
-import html, secrets, time
+import secrets
 from pathlib import Path
 import ipywidgets
 import pandas as pd
-from PIL import Image
 from torch import Tensor
 from .chart import WIDGET_STYLE
 from .checks import check_number, legible
@@ -20,7 +19,7 @@ from .live import told
 from .pictures import data_url, encode
 from .records import load_arm
 from .reopen import open_run
-from .verification import ANSWERS, GROUPS, check_pairs, count_pairs, draw_key, pair_images, read_key, read_rows, read_votes, sample_pairs, score_votes, write_group, write_sheets
+from .verification import GROUPS, check_pairs, count_pairs, draw_key, pair_images, read_key, read_rows, read_votes, sample_pairs, score_votes, write_group, write_sheets
 
 # %% ../nbs/behind_study.ipynb #study-groups
 def groups_of(exp, arms:list[str])->list[int]: # numbers of `GROUPS`
