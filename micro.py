@@ -16,7 +16,7 @@ torch.manual_seed(0)
 H, W = 64, 32                        # pixels
 LEARN, VALIDATE, TEST = 48, 16, 32   # people to learn from, decide by, test on
 ALONE, BASE, JOINT = 8, 6, 12        # epochs of the three trainings
-LAMBDA, RATE = 25, 2e-3              # weight of L1, learning rate
+LAMBDA, RATE = 25, 2e-3              # weight of L1 (the paper: 100), learning rate
 
 # --- People
 
