@@ -5,7 +5,7 @@
     python benchmarks/claims.py tradeoff --out DIR         # one seed, several weights of the L1 losses: what an outsider finds, and what one finds oneself
     python benchmarks/claims.py long --out DIR             # the longer recording, for the explorer and lesson 07
     python benchmarks/claims.py real --out DIR --root FOLDER   # the preset on photographs, once; numbers are kept, no picture
-    python benchmarks/claims.py demo --out DIR             # lesson 08, privreid/demo_run, attacks on it, README's picture, the page on widgets
+    python benchmarks/claims.py demo --out DIR             # lesson 08, privreid/demo_run, attacks on it, README's picture, the pages on the explorer
     python benchmarks/claims.py collect --out DIR          # -> benchmarks/claims/claims.json
     python benchmarks/claims.py write                      # -> nbs/claims.md, nbs/images/claims.svg, marked numbers in prose; --check only compares
 
@@ -241,7 +241,7 @@ def ship_long(folder:Path, to:Path)->int: # 1: it is not worth showing
 ATTACKS = 'pictures', 'keys', 'pairs', 'queries', 'adapted', 'authorised'   # on the demo, for lesson 09 and README
 
 def demo(args)->int:
-    "Lesson 08 with its slow cells, and from that very run: what is shipped, what attackers find, README's picture, the page on widgets."
+    "Lesson 08 with its slow cells, and from that very run: what is shipped, what attackers find, README's picture, the pages on the explorer."
     kept = args.out/'demo'
     env = os.environ|dict(TMPDIR=str(kept), CUDA_VISIBLE_DEVICES='', PYTHONPATH=str(ROOT))   # a lesson works in a temporary folder: here it is found again; a GPU would take another preset
     env.pop('MPLBACKEND', None)
@@ -257,7 +257,7 @@ def demo(args)->int:
     do('-m', 'privreid', 'attack', run, '--attack', *ATTACKS, *(('--others', other) if (other/'results.json').is_file() else ()))
     shutil.copyfile(run/'attacks.json', ROOT/'privreid'/'demo_run'/'attacks.json')
     do('docs/row.py', run)
-    do('docs/execute.py', 'nbs/behind_widgets.ipynb')
+    do('docs/execute.py', *(f'nbs/behind_{name}.ipynb' for name in ('hindsight', 'drawn', 'widgets')))
     (kept/'made.json').write_text(json.dumps(dict(code=code_state(), commit=commit(), cpu=processor(), cores=os.cpu_count()), indent=1)+'\n')
     return 0
 

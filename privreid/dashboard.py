@@ -13,10 +13,10 @@ import ipywidgets
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from .chart import WIDGET_STYLE
 from .checkpoint import Checkpoint
 from .checks import check_number
 from .data import Split, to_float, to_uint8
+from .drawn import WIDGET_STYLE
 from .evaluation import evaluating
 from .files import in_notebook
 from .joint import Callback, Progress, Trainer

@@ -14,9 +14,9 @@ from .data import PARTS, ReidData, SyntheticPedestrians
 from .files import atomic, legible, strict_json
 from .listings import SOURCES, Listing
 from .manifest import image_folder
-from .published import cuhk03, market1501, msmt17
+from .public import cuhk03, market1501, msmt17
 from .listings import *      # what was in this module before it had neighbours is still found here
-from .published import *
+from .public import *
 from .manifest import *
 
 # %% ../nbs/behind_datasets.ipynb #55219002

@@ -215,7 +215,7 @@ def examine(
     name = choice(name, READERS, 'data')
     root = root_of(root)
     try: listing = list_data(name, root, **options)
-    except (ValueError, OSError) as e: return Examination(name, root, None, {}, [found('fatal', str(e), 'See the page "datasets", behind the scenes.')])
+    except (ValueError, OSError) as e: return Examination(name, root, None, {}, [found('fatal', str(e), 'See the pages "public" and "manifest", behind the scenes.')])
     looks = look_at_all(listing)
     findings = [f for check in CHECKS for f in check(listing, looks)]
     return Examination(listing.name, listing.root, listing, looks, sorted(findings, key=lambda f: -LEVELS.index(f.level)))

@@ -13,7 +13,7 @@ from .checks import shown
 from .files import legible
 from .listings import SOURCES, SPLITS, Listing, Row, enlist, require, unlisted
 from .names import Disk, entries, find_images, plain, read_table
-from .published import MARKET_NAME
+from .public import MARKET_NAME
 
 # %% ../nbs/behind_manifest.ipynb #faee2ad3
 FOLDER_PATTERN = r'^(?P<identity>[^/]+)/(?:.+/)?(?P<camera>[^/_]+)_[^/]*$'

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from .chart import WIDGET_STYLE
 from .checks import check_number, choice
 from .data import SyntheticPedestrians, to_float, to_uint8
 from .desensitize import DESENSITIZERS
+from .drawn import WIDGET_STYLE
 from .evaluation import pooled_psnr, ssim
 from .files import expand
 from .live import SAID, told

@@ -11,9 +11,9 @@ from pathlib import Path
 import ipywidgets
 import pandas as pd
 from torch import Tensor
-from .chart import WIDGET_STYLE
 from .checks import check_number, legible
 from .data import Split
+from .drawn import WIDGET_STYLE
 from .files import atomic, expand, strict_json
 from .live import told
 from .pictures import data_url, encode

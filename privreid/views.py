@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from fastcore.basics import patch
 from .arms import Experiment, arm_named
-from .chart import WIDGET_STYLE
 from .checks import check_number, legible, shown
 from .data import to_float, to_uint8
+from .drawn import WIDGET_STYLE
 from .evaluation import pooled_psnr, ssim
 from .files import atomic, expand
 from .matches import ArmResults

@@ -11,13 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from fastcore.basics import patch
 import ipywidgets
-from .chart import PANEL, SHAPES, Chart
+from .drawn import PANEL, SHAPES, Chart
 from .files import strict_json
 from .hindsight import SAYS, SLIDERS, reach
 from .live import on_its_step, sliders, told
 from .upgradation import JUDGED, PSNR_CEILING, Epsilons
 from .hindsight import *      # what was in this module before it had neighbours is still found here
-from .chart import *
+from .drawn import *
 from .live import *
 
 # %% ../nbs/behind_widgets.ipynb #491d81ec

@@ -5,14 +5,14 @@ import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from scipy.io import savemat
-import privreid.published as S
+import privreid.public as S
 from privreid import distrust, listings
 from privreid.data import PARTS, PKSampler, ReidData, Split, SyntheticPedestrians
 from privreid.datasets import list_data, load_data, read_split, save_split
 from privreid.listings import SPLITS, Listing, Record, divide, one_query_per_camera, people_of, refuse_unusable
 from privreid.manifest import MARKET_PATTERN, image_folder
 from privreid.names import find_images
-from privreid.published import cuhk03, market1501, msmt17
+from privreid.public import cuhk03, market1501, msmt17
 from test_data import SMALL, same
 from test_files import nobody, posix
 
@@ -303,7 +303,7 @@ def test_cuhk_lost_race_uses_the_winner(tmp_path, monkeypatch):
 
 KILLED = '''
 import os, signal, sys
-import privreid.published as S
+import privreid.public as S
 def deadly(steps, *args, **how): next(steps); os.kill(os.getpid(), signal.SIGKILL)
 S.progress = deadly
 S.cuhk03(sys.argv[1])

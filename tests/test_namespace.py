@@ -22,7 +22,7 @@ def test_every_public_name_is_offered_and_found():
         for name in there.__all__:
             if name.isupper() or not hasattr(getattr(there, name), '__module__') or getattr(there, name).__module__!=module: continue   # a constant, or torchvision's
             assert name in offered, name
-            if f'privreid.{name}' not in MODULES: assert getattr(privreid, name) is getattr(there, name), name
+            if name not in ('export', 'compare', 'playground', 'reproduce'): assert getattr(privreid, name) is getattr(there, name), name
     assert not {n for n in offered if n.startswith('_') and not n.startswith('__')}-{'_public', '_told', '_describe', '_Package', '_waiting', '_OnHelp', '_read', '_modidx'}
 
 def test_an_unknown_name_is_an_attribute_error(one_line):

@@ -19,7 +19,7 @@ body checks cache names teaching shards distrust
 pedestrians pictures backbones parts
 data
 listings
-published
+public
 manifest
 codec datasets desensitize folder machine pix2pix agw
 keyed
@@ -49,7 +49,7 @@ jobs
 rows
 reproduce
 hindsight
-chart
+drawn
 live
 widgets
 matches

@@ -5,9 +5,9 @@ import nbformat, pytest, torch
 from playwright.sync_api import expect
 from privreid.agw import AGW
 from privreid.arms import Arm, Experiment
-from privreid.chart import DECIBELS
 from privreid.config import preset
 from privreid.datasets import save_split
+from privreid.drawn import DECIBELS
 from privreid.folder import write_json
 from privreid.hindsight import demo_run, outcome
 from privreid.pix2pix import UNetGenerator

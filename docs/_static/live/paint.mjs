@@ -1,4 +1,4 @@
-// The painter of privreid.pedestrians once more, for one picture in a page: same recipe, same shapes, same order.
+// The painter of privreid.canvas, body and pedestrians once more, for one picture in a page: same recipe, same shapes, same order.
 // Numbers are doubles here and single precision there: pictures agree to within one grey level of 255, grain left out.
 
 const hex = s => s.split(' ').map(h => [0, 2, 4].map(i => parseInt(h.slice(i, i+2), 16)/255));
