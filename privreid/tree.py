@@ -46,9 +46,11 @@ def safe_name(
     value,  # what was read
     at:str, # where
 )->str:
-    "Check a name below a folder: it leads nowhere else."
+    "Check a name below a folder: it leads nowhere else, and a disk can hold it."
     parts = value.split('/') if isinstance(value, str) and len(value)<=4096 else ['']
-    if any(p in ('', '.', '..') or '\0' in p or '\\' in p or ':' in p and os.name=='nt' for p in parts) or parts[0]==WORK:
+    try: long = max(len(os.fsencode(p)) for p in parts)>255
+    except UnicodeEncodeError: long = True   # half of a surrogate pair
+    if long or any(p in ('', '.', '..') or '\0' in p or '\\' in p or ':' in p and os.name=='nt' for p in parts) or parts[0]==WORK:
         raise ValueError(f'{at} is {shown(value, 60)}, which is no name of a file below a folder')
     return value
 
