@@ -58,7 +58,7 @@ class Film:
 
     @contextmanager
     def _opened(self):
-        with _coding(self.path) as av, av.open(str(self.path), container_options=dict(protocol_whitelist='file', format_whitelist=_FORMATS)) as source:
+        with _coding(self.path) as av, av.open(str(self.path), metadata_errors='replace', container_options=dict(protocol_whitelist='file', format_whitelist=_FORMATS)) as source:
             if not source.streams.video: raise ValueError(f'{legible(self.path)} holds no pictures that move.')
             video = source.streams.video[0]
             if video.codec_context is None: raise ValueError(f'{legible(self.path)} cannot be read as a video (FFmpeg knows no decoder for its pictures).')
