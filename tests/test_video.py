@@ -310,6 +310,22 @@ def hostile(tmp_path, pair, n:int)->int:
     return refused
 
 @needs_av
+def test_notes_that_are_no_text(tmp_path):
+    "A title of wrong bytes costs nobody the film."
+    import av
+    path = tmp_path/'in.mkv'
+    with av.open(str(path), 'w') as to:
+        to.metadata['title'] = 'NOTES-OF-A-CAMERA'
+        stream = to.add_stream('ffv1', rate=25)
+        stream.height,stream.width,stream.pix_fmt = *SIZE, 'bgr0'
+        for im in scene(3)[0]: to.mux(stream.encode(av.VideoFrame.from_ndarray(im, format='rgb24')))
+        to.mux(stream.encode())
+    whole = path.read_bytes()
+    assert b'NOTES-OF-A-CAMERA' in whole
+    path.write_bytes(whole.replace(b'NOTES-OF-A-CAMERA', b'\xff'*17))
+    assert len(shots(path))==3
+
+@needs_av
 @pytest.mark.parametrize('name,codec,own,foreign', [('x.avi', 'mpeg4', b'FMP4', b'ZZZZ'), ('x.mp4', 'libx264', b'avc1', b'zzzz'), ('x.mkv', 'ffv1', b'V_FFV1', b'V_ZZZZ')])
 def test_pictures_without_a_decoder(tmp_path, pair, one_line, name, codec, own, foreign):
     frames,boxes = scene(3)
