@@ -6,7 +6,7 @@
 __all__ = ['LOSS_WORDS', 'clock', 'spark', 'losses_html', 'limits_of', 'limits_html', 'newest_pictures', 'Dashboard']
 
 # %% ../nbs/behind_dashboard.ipynb #dash-imports
-import html, io, math, threading, time, warnings
+import html, math, threading, time, warnings
 from copy import deepcopy
 from pathlib import Path
 import ipywidgets
@@ -20,6 +20,7 @@ from .drawn import WIDGET_STYLE
 from .evaluation import evaluating
 from .files import in_notebook
 from .joint import Callback, Progress, Trainer
+from .pictures import encode
 from .upgradation import Upgradation
 
 # %% ../nbs/behind_dashboard.ipynb #dash-names
@@ -97,9 +98,7 @@ def newest_pictures(trainer:Trainer, images:Tensor, desensitize:nn.Module)->byte
     sheet = torch.cat([to_uint8(r).permute(1, 2, 0, 3).flatten(2) for r in rows], 1)   # (3, 4H, 6W)
     im = Image.fromarray(sheet.permute(1, 2, 0).cpu().numpy())
     im.thumbnail((600, 1200))
-    out = io.BytesIO()
-    im.save(out, 'jpeg', quality=80)
-    return out.getvalue()
+    return encode(im, 'jpeg', 80)
 
 # %% ../nbs/behind_dashboard.ipynb #dash-code
 class Dashboard(Callback):

@@ -7,15 +7,14 @@ __all__ = ['CURVES', 'ROWS', 'SHAPES', 'LEFT', 'RIGHT', 'PANEL', 'GAP', 'ROW', '
            'steps', 'arrow', 'beyond', 'blurred_to']
 
 # %% ../nbs/behind_drawn.ipynb #04b6211a
-import html, io, math
+import html, math
 from functools import lru_cache
 from fastcore.basics import patch
-from PIL import Image
 from .data import SyntheticPedestrians, to_float, to_uint8
 from .desensitize import Blur
 from .evaluation import pooled_psnr
 from .hindsight import Hindsight, outcome, spans
-from .pictures import data_url
+from .pictures import data_url, encode
 from .upgradation import Epsilons, first_state
 
 # %% ../nbs/behind_drawn.ipynb #f84cd491
@@ -121,9 +120,7 @@ def blurred_to(psnr:float)->tuple[str,float]: # a JPEG as an address, and the PS
     for _ in range(20):
         middle = (low*high)**.5
         low,high = (middle, high) if quality(middle)>psnr else (low, middle)
-    out = io.BytesIO()
-    Image.fromarray(to_uint8(Blur(high, None)(x))[0].permute(1,2,0).numpy()).save(out, 'jpeg', quality=88)
-    return data_url(out.getvalue(), 'jpeg'), quality(high)
+    return data_url(encode(to_uint8(Blur(high, None)(x))[0], 'jpeg', 88), 'jpeg'), quality(high)
 
 @patch
 def decibels(self:Chart, eps:Epsilons)->str: # '' where the level is not a number

@@ -168,12 +168,14 @@ def decode(
 
 # %% ../nbs/behind_pictures.ipynb #enc00002
 def encode(
-    image:Tensor,     # uint8 (3,H,W)
-    kind:str='png',   # or jpeg
+    image:Tensor|Image.Image, # uint8 (3,H,W)
+    kind:str='png',           # or jpeg
+    quality:int=85,           # of a JPEG
 )->bytes:
     "A picture as the bytes of a file."
     buffer = io.BytesIO()
-    Image.fromarray(image.permute(1,2,0).cpu().numpy()).save(buffer, kind, quality=85)
+    if isinstance(image, Tensor): image = Image.fromarray(image.permute(1,2,0).cpu().numpy())
+    image.save(buffer, kind, quality=quality)
     return buffer.getvalue()
 
 def data_url(

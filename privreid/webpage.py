@@ -7,7 +7,7 @@ __all__ = ['ARM_COLOURS', 'INK', 'REPORT_STYLE', 'table', 'image', 'picture_rows
            'page']
 
 # %% ../nbs/behind_webpage.ipynb #19776d7f
-import base64, io, math, re
+import io, math, re
 from html import escape
 from pathlib import Path
 import pandas as pd
@@ -15,6 +15,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from .files import expand
+from .pictures import data_url, encode
 from .upgradation import COLOURS, MARKERS
 
 # %% ../nbs/behind_webpage.ipynb #e829d14f
@@ -34,9 +35,7 @@ def table(
 
 def image(im, alt:str)->str: # im: PIL image
     "A picture inside the page; a small one keeps its pixels when it is enlarged."
-    buffer = io.BytesIO()
-    im.save(buffer, format='png')
-    return f'<img class="{"pixels" if im.width<1000 else ""}" alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return f'<img class="{"pixels" if im.width<1000 else ""}" alt="{escape(alt)}" src="{data_url(encode(im))}">'
 
 def picture_rows(rows:dict)->str: # caption -> PIL image
     "Rows of pictures, each with its caption."

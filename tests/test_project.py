@@ -167,7 +167,11 @@ def test_a_lesson_says_where_the_authors_differ(lesson):
 
 def test_every_page_behind_the_scenes_has_its_place():
     from lessons import BEHIND
-    assert sorted(f'behind_{page}' for pages in BEHIND.values() for page in pages)==sorted(p.stem for p in NOTEBOOKS if p.stem.startswith('behind_'))
+    there = [f'behind_{page}' for pages in BEHIND.values() for page in pages]   # in the sidebar
+    assert sorted(there)==sorted(p.stem for p in NOTEBOOKS if p.stem.startswith('behind_'))
+    front = (ROOT/'README.md').read_text(encoding='utf-8')
+    assert re.findall(r'^\| \[(behind_\w+)\]', front, flags=re.M)==there   # and in the same order on the front page
+    assert front.count('<details><summary>')==len(BEHIND)
 
 COURSE = [p for p in NOTEBOOKS if p.stem[0].isdigit()]
 

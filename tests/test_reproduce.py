@@ -16,8 +16,7 @@ from privreid.config import preset
 from privreid.data import Split, SyntheticPedestrians, to_float, to_uint8
 from privreid.evaluation import PSNR_CEILING, SETTINGS, pooled_psnr
 from privreid.experiments import refuse_changes
-from privreid.folder import held
-from privreid.folder import write_json
+from privreid.folder import held, write_json
 from privreid.jobs import FIGURES, NEEDS, TABLES, Job, duration, expected_times, figure8, how_far, known_times, plan, timetable, train_images
 from privreid.records import load_run
 from privreid.rows import Study, Trained, table2
