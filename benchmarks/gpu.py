@@ -85,8 +85,8 @@ def settings(part:Part):
             part.found(f'{version}; {name}', 1e3*part.seconds(made[version](), 3, 1 if part.toy else 10), 'ms a step')
 
 def compiled(part:Part):
-    "The same, translated by torch.compile"
-    time_steps(part, True, lambda name: name.startswith('privreid') and 'compile' in name)
+    "The same in half precision, translated by torch.compile"
+    time_steps(part, True, lambda name: name=='privreid, bf16, compile')
 
 # --- is the fast step the plain one?
 
@@ -108,6 +108,13 @@ def parity(part:Part):
         for net in ('G_X', 'G_Y', 'D_Y', 'D_X', 'reid'):
             a,b = (torch.cat([(p-before[k]).flatten() for k,p in nets.named_parameters() if k.startswith(net)]) for nets in (twin.nets, training.nets))
             part.found(f'{name}: update of {net}, cosine', torch.nn.functional.cosine_similarity(a, b, 0).item(), '1 is equal')
+    for precision in ('bf16', 'fp16') if part.cuda else ():
+        cfg = part.size(batch=16, precision=precision)
+        twins = [JointTraining(replace(cfg, replay=replay), cfg.batch//4, Machine(part.device)) for replay in (True, False)]
+        for t in twins: t.nets.train()
+        for _ in range(8): got,want = (t.step(*batch) for t in twins)
+        part.found(f'{precision}, 8 steps: losses of the repeated step', max(abs((got[k]-v)/v).item() for k,v in want.items()), 'relative to steps told one by one')
+        assert twins[0].step.recording, f'{precision}: the step was not recorded'
 
 # --- everything beside the step
 

@@ -171,10 +171,12 @@ def check_features(
     if not pooled.requires_grad: check_values(pooled, who, 'features')
 
 # %% ../nbs/behind_agw.ipynb #5ab7951e
+_MIXES = {k: torch.amp.is_autocast_available(k) for k in ('cpu', 'cuda', 'mps', 'xpu')}   # asked once: torch.compile cannot follow the question
+
 def full_precision(device:torch.device):
     "Inside, nothing is computed in half precision; some devices do not know mixed precision at all."
     kind = device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if _MIXES.get(kind) else nullcontext()
 
 def pair_weights(
     z:Tensor,    # (B,B), large where a pair is to weigh much

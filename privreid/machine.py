@@ -26,9 +26,10 @@ class Abilities:
     half:tuple[str,...]=()   # precisions of mixed precision
     channels_last:bool=False # order of memory for convolutions
     fused:tuple[str,...]=()  # optimisers
+    graphs:bool=False        # repeats a step that was recorded once
 
 DEVICES = dict(cpu=Abilities(half=('bf16',), channels_last=True, fused=('Adam',)),
-               cuda=Abilities(half=('bf16', 'fp16'), channels_last=True, fused=('Adam', 'SGD')),
+               cuda=Abilities(half=('bf16', 'fp16'), channels_last=True, fused=('Adam', 'SGD'), graphs=True),
                xpu=Abilities(half=('bf16',), channels_last=True),
                mps=Abilities())
 
