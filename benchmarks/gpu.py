@@ -2,7 +2,7 @@
 
 Each part is a process of its own with a time limit. It prints Markdown and leaves in the folder of results `gpu.csv` (part, what, value, unit), `gpu.md` (the tables) and what its training wrote.
 """
-import argparse, csv, os, platform, statistics, subprocess, sys, time
+import argparse, csv, gc, os, platform, statistics, subprocess, sys, time
 from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +49,7 @@ def time_steps(part:Part, compile:bool, chosen=lambda name: True):
     cfg = part.size()
     made = {k: v for k,v in makers(cfg, part.device, 'bf16', compile).items() if chosen(k)}
     for name,make in reversed(made.items()) if compile else made.items():   # the fastest first, while there is time
+        gc.collect()   # or memory of the version before would count
         if part.cuda: torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
         start,step = time.perf_counter(), make()
         step(); part.sync()
@@ -100,7 +101,7 @@ def parity(part:Part):
         training = JointTraining(cfg, cfg.batch//4, Machine(part.device)); training.nets.train()
         twin = JointTraining(cfg, cfg.batch//4, Machine(part.device)); twin.nets.load_state_dict(training.nets.state_dict())
         plain = PlainStep(dict(twin.nets.train().to(memory_format=torch.contiguous_format)), cfg)
-        before = {k: v.clone() for k,v in training.nets.named_parameters()}
+        before = {k: v.detach().clone() for k,v in training.nets.named_parameters()}
         want,got = plain(*batch), training.step(*batch)
         off = max(abs((got[k]-v)/v).item() for k,v in want.items())
         part.found(f'{name}: losses', off, 'relative')
@@ -110,7 +111,7 @@ def parity(part:Part):
             part.found(f'{name}: update of {net}, cosine', torch.nn.functional.cosine_similarity(a, b, 0).item(), '1 is equal')
     for precision in ('bf16', 'fp16') if part.cuda else ():
         cfg = part.size(batch=16, precision=precision)
-        twins = [JointTraining(replace(cfg, replay=replay), cfg.batch//4, Machine(part.device)) for replay in (True, False)]
+        twins = [JointTraining(replace(cfg, cuda_graphs=on), cfg.batch//4, Machine(part.device)) for on in (True, False)]
         for t in twins: t.nets.train()
         for _ in range(8): got,want = (t.step(*batch) for t in twins)
         part.found(f'{precision}, 8 steps: losses of the repeated step', max(abs((got[k]-v)/v).item() for k,v in want.items()), 'relative to steps told one by one')

@@ -118,7 +118,7 @@ def overview(lessons:dict[str,str])->str: # module -> lesson
 BEHIND = {k: pages.split() for k,pages in {   # in the order in which they may be read
     'data': 'canvas body pedestrians files names cache shards distrust pictures data listings public manifest datasets doctor checks teaching',
     'networks': 'desensitize backbones agw codec keyed',
-    'training': 'machine folder config training joint checkpoint upgradation arms records reopen experiments parts',
+    'training': 'machine cudagraphs folder config training joint checkpoint upgradation arms records reopen experiments parts',
     'measuring': 'metrics ranking intervals evaluation features verification tables figures jobs rows reproduce verdicts scores webpage report compare threats inverses leaks attacks',
     'using it': 'bundles deploy export outsider locks tree outlet cluster boxes films filmed video exactkeys sidecar exact',
     'looking at it': 'hindsight drawn live widgets matches views viewer study dashboard playground options commands use cli'}.items()}

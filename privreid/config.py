@@ -61,7 +61,7 @@ class Config:
     seed:int=0                  # fixes data, noise, weights and batches
     precision:str='no'          # mixed precision: no, bf16 or fp16
     sync_bn:bool=False          # several processes: BatchNorm's statistics are of the whole batch, not of each process's part
-    replay:bool=True            # NVIDIA: record a step once and let the GPU repeat it: the same step, without waiting for the CPU
+    cuda_graphs:bool=True       # NVIDIA: record a step once and let the GPU repeat it: the same step, without waiting for the CPU
     compile:bool=False          # translate the networks with torch.compile: minutes of waiting, then faster steps, though not on every CPU
 
     @property
@@ -147,7 +147,7 @@ def check(
     return cfg
 
 # %% ../nbs/behind_config.ipynb #a3c1f108
-LATER = 'corner', 'inter_channels', 'stem_relu', 'wrt_eps', 'freeze_reid_bn', 'through', 'sync_bn', 'keyed', 'replay'   # fields whose default is what versions without them did
+LATER = 'corner', 'inter_channels', 'stem_relu', 'wrt_eps', 'freeze_reid_bn', 'through', 'sync_bn', 'keyed', 'cuda_graphs'   # fields whose default is what versions without them did
 
 def read_config(
     row:dict, # of a run's config.json

@@ -22,7 +22,7 @@ from .keyed import draw_streams, generator_of
 from .machine import HALF, abilities, arranged, check_machine, precision_on, share_statistics
 from .parts import NO_PARTS, Parts, made, own_terms
 from .pix2pix import PatchGAN, discriminator_loss, gan_loss
-from .replay import Replayed
+from .cudagraphs import Replayed
 
 # %% ../nbs/behind_training.ipynb #a3c1f111
 def agw_of(
@@ -112,7 +112,7 @@ class Training:
             for f in self.forwards: setattr(self, f, torch.compile(getattr(self, f), dynamic=False))
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=self.precision=='fp16')
         anew = cfg.keyed or parts.networks or parts.reid or parts.losses or accelerator.num_processes>1   # Python has to do something in each step
-        if cfg.replay and not anew and abilities(accelerator.device).graphs: self.step = Replayed(self.step, self.nets, self.optimizers)
+        if cfg.cuda_graphs and not anew and abilities(accelerator.device).graphs: self.step = Replayed(self.step, self.nets, self.optimizers)
 
     def build(self)->dict[str,nn.Module]: return {}
 

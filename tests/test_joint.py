@@ -141,7 +141,7 @@ def test_each_field_has_a_rule(changes, words, one_line):
     assert len(str(e.value))<400
 
 def test_no_field_is_without_a_rule():
-    free = 'root', 'pattern', 'weights', 'compile', 'corner', 'stem_relu', 'sync_bn'   # text that only the disk knows, and switches
+    free = 'root', 'pattern', 'weights', 'compile', 'corner', 'stem_relu', 'sync_bn', 'cuda_graphs'   # text that only the disk knows, and switches
     assert {f.name for f in fields(Config)}=={*RULES, *free} and check(Config())==Config()
 
 def test_numbers_of_numpy_and_paths_become_plain(tmp_path):

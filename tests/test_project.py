@@ -23,7 +23,7 @@ public
 manifest
 codec datasets desensitize folder machine pix2pix agw
 keyed
-doctor config tree locks
+doctor config tree locks cudagraphs
 training
 joint
 checkpoint upgradation
