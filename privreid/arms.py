@@ -114,6 +114,7 @@ class Experiment:
         "Train one arm and hand it over in eval mode."
         trainer = self.trainer(name, *args, **options).fit()
         nets = trainer.nets.eval()
+        nets.zero_grad(set_to_none=True); vars(trainer.training).pop('step', None)   # the next arm needs their memory
         generators = [nets[k] for k in ('G_X', 'G_Y')] if 'G_X' in nets else []
         return Arm(name, nets['reid'], *generators, seconds=trainer.seconds, history=trainer.history)
 

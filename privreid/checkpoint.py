@@ -45,7 +45,7 @@ def within(tensors:dict[str,Tensor], part:str)->dict[str,Tensor]:
 def restore(trainer:Trainer, tensors:dict[str,Tensor], numbers:dict):
     "Put a new trainer into a `training_state`."
     training,supervision = trainer.training, trainer.supervision
-    moved = dict(root='')                                # images may have moved; the run knows them by their names
+    moved = dict(root='', cuda_graphs=True)              # images may have moved; how a GPU is told changes no number
     if changed := difference(numbers['config']|moved, asdict(trainer.cfg)|moved): raise ValueError(f'The checkpoint belongs to another configuration ({changed}): resume with its own, or begin a new run.')
     training.nets.load_state_dict(within(tensors, 'nets'))
     for key,v in within(tensors, 'optimizers').items():

@@ -78,7 +78,7 @@ def _reason(e:Exception)->str: # '' for a bug
     "What is wrong, in one line."
     if isinstance(e, MemoryError) or 'allocate memory' in str(e): return "the computer's memory is too small for this set-up: give a smaller --batch, or smaller images."
     if isinstance(e, RuntimeError) and os.environ.get('WORLD_SIZE', '1')!='1' and re.search('gloo|NCCL|Connection (closed|reset)|DistBackend', f'{type(e).__name__} {e}'): return 'another process of this run has ended or cannot be reached: go on with train --resume RUN, with the same launcher before it.'
-    if type(e).__name__=='OutOfMemoryError': return "the GPU's memory is too small for this set-up: give a smaller --batch, or --precision fp16 or bf16."
+    if type(e).__name__=='OutOfMemoryError': return "the GPU's memory is too small for this set-up: give a smaller --batch, --precision fp16 or bf16, or --no-cuda-graphs."
     return ' '.join(str(e).split()) if isinstance(e, (ValueError, TypeError, OSError, FloatingPointError)) else ''
 
 def _way_on(args)->str:

@@ -20,7 +20,11 @@ class Recording:
         stream,                # on which the step has gone before
     ):
         self.batch,self.graph = [t.clone() for t in batch], torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=stream): self.losses = {k: v.detach() for k,v in step(*self.batch).items()}
+        now = torch.cuda.current_stream(stream.device)
+        try:
+            with torch.cuda.device(stream.device), torch.cuda.graph(self.graph, stream=stream, capture_error_mode='thread_local'):   # what other threads do is their business
+                self.losses = {k: v.detach() for k,v in step(*self.batch).items()}
+        finally: torch.cuda.set_stream(now)   # a capture that fails leaves its own
     def __call__(self, *batch)->dict[str,Tensor]:
         for place,t in zip(self.batch, batch, strict=True): place.copy_(t)
         self.graph.replay()
@@ -39,42 +43,57 @@ class Replayed:
     ):
         self.step = WeakMethod(step) if hasattr(step, '__self__') else lambda: step   # a training holds this: a way back would keep both, and the GPU's memory
         self.nets,self.optimizers,self.record = nets, optimizers, record
-        self.seen,self.recording,self.possible,self.stream = None, None, True, None
+        self.seen,self.recording,self.possible,self.stream,self.left = None, None, True, None, self.told
 
     def fixed(self, batch:tuple)->tuple:
-        "All that a recording has written into it."
-        return (tuple((t.shape, t.stride(), t.dtype) for t in batch),
-                tuple(m.training for m in self.nets.modules()), tuple(p.requires_grad for p in self.nets.parameters()),
-                tuple((id(o.state), k, v) for o in self.optimizers.values() for g in o.param_groups for k,v in g.items() if k not in ('params', 'capturable')))
+        "What a recording has written into it: of batch, layers, weights, optimisers, and of what the step belongs to."
+        states = [s for o in self.optimizers.values() for of in o.state.values() for s in of.values() if isinstance(s, Tensor)]
+        return ([(t.shape, t.stride(), t.dtype, t.device) for t in batch],
+                [(m.training, getattr(m, 'momentum', None), len(m._forward_hooks)) for m in self.nets.modules()],
+                [p.requires_grad for p in self.nets.parameters()],
+                [t.data_ptr() for t in (*self.nets.parameters(), *self.nets.buffers(), *states)],
+                [(k, v) for o in self.optimizers.values() for g in o.param_groups for k,v in g.items() if k!='params'],
+                [id(v) for v in vars(getattr(self.step(), '__self__', None) or object).values()])
+
+    def forget(self):
+        "End a recording. Gradients lie in its memory, and go with it."
+        if self.recording:
+            for o in self.optimizers.values(): o.zero_grad(set_to_none=True)
+        self.recording,self.left = None, self.told
 
     def __call__(self, *batch)->dict[str,Tensor]:
         if not self.possible: return self.step()(*batch)
-        fixed = self.fixed(batch)
-        if fixed!=self.seen: self.seen,self.recording,self.left = fixed, None, self.told
+        if self.recording and self.fixed(batch)!=self.seen: self.forget()
+        if self.recording: return self.recording(*batch)
         if self.left:
             self.left -= 1
             return self.tell(*batch)
-        if not self.recording:
-            try: self.recording = self.begin(batch)
-            except RuntimeError as e:
-                self.possible = False
-                warnings.warn(f'This step cannot be recorded for the GPU to repeat ({str(e).splitlines()[0]}): it is told each time, which is slower and no different.')
-                return self.step()(*batch)
+        if why := self.begin(batch):   # only now, when the failed step is gone from memory
+            self.possible = False
+            warnings.warn(f'This step cannot be recorded for the GPU to repeat ({why}): it is told each time, which is slower and no different.')
+            return self.step()(*batch)
         return self.recording(*batch)
 
     def tell(self, *batch)->dict[str,Tensor]:
         "One step as always, on the stream where it will be recorded."
         if not batch[0].is_cuda: return self.step()(*batch)
-        now = torch.cuda.current_stream()
-        self.stream = self.stream or torch.cuda.Stream()
+        now = torch.cuda.current_stream(batch[0].device)
+        self.stream = self.stream or torch.cuda.Stream(batch[0].device)
         self.stream.wait_stream(now)
-        with torch.cuda.stream(self.stream): losses = self.step()(*batch)
-        now.wait_stream(self.stream)
-        return losses
+        try:
+            with torch.cuda.stream(self.stream): return {k: v.detach() for k,v in self.step()(*batch).items()}
+        finally: now.wait_stream(self.stream)
 
-    def begin(self, batch:tuple):
+    def begin(self, batch:tuple)->str: # why it cannot be; empty: it is recorded
         "Record, without going a step."
-        for o in self.optimizers.values():
-            o.zero_grad(set_to_none=True)   # gradients are to live in the recording's own memory
-            for g in o.param_groups: g.update(capturable=True) if 'capturable' in g else None
-        return self.record(self.step(), batch, self.stream)
+        groups,why = [g for o in self.optimizers.values() for g in o.param_groups if 'capturable' in g], ''
+        for o in self.optimizers.values(): o.zero_grad(set_to_none=True)   # gradients are to live in the recording's own memory
+        for g in groups: g['capturable'] = True
+        try: self.recording = self.record(self.step(), batch, self.stream)
+        except (RuntimeError, AssertionError) as e:
+            why = (str(e.__context__ or e).splitlines() or [type(e).__name__])[0]
+            for o in self.optimizers.values(): o.zero_grad(set_to_none=True)
+        finally:
+            for g in groups: g['capturable'] = False
+        self.seen = self.fixed(batch)
+        return why

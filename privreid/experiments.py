@@ -174,7 +174,7 @@ def refuse_changes(folder:Path, now:dict):
     "A resumed run must be the run that was begun. More arms are allowed, images that have moved, and, with a warning, another machine."
     cfg,meta = load_run(folder)
     begun = asdict(cfg)|meta
-    now = {k: v for k,v in now.items() if k!='root'}
+    now = {k: v for k,v in now.items() if k not in ('root', 'cuda_graphs')}
     if set(begun['arms'])<set(now.get('arms', ())): now['arms'] = begun['arms']
     changed = {k: difference({k: begun.get(k)}, {k: v}) for k,v in now.items()}
     if changed.pop('environment', ''): warnings.warn(f"{folder} goes on under other conditions ({difference(begun.get('environment') or {}, now['environment'])}): results may differ in the last digits.")

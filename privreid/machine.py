@@ -29,7 +29,7 @@ class Abilities:
     graphs:bool=False        # repeats a step that was recorded once
 
 DEVICES = dict(cpu=Abilities(half=('bf16',), channels_last=True, fused=('Adam',)),
-               cuda=Abilities(half=('bf16', 'fp16'), channels_last=True, fused=('Adam', 'SGD'), graphs=True),
+               cuda=Abilities(half=('bf16', 'fp16'), channels_last=True, fused=('Adam', 'SGD'), graphs=torch.version.hip is None),   # AMD's are called cuda, too
                xpu=Abilities(half=('bf16',), channels_last=True),
                mps=Abilities())
 

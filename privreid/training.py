@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from accelerate import Accelerator
 from fastcore.basics import patch
 from .agw import AGW, CenterLoss, agw_loss, undo_weight
+from .checks import REGISTERED
 from .codec import via_file
 from .config import Config
 from .desensitize import desensitizer
@@ -111,8 +112,9 @@ class Training:
         if cfg.compile:
             for f in self.forwards: setattr(self, f, torch.compile(getattr(self, f), dynamic=False))
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=self.precision=='fp16')
-        anew = cfg.keyed or parts.networks or parts.reid or parts.losses or accelerator.num_processes>1   # Python has to do something in each step
-        if cfg.cuda_graphs and not anew and abilities(accelerator.device).graphs: self.step = Replayed(self.step, self.nets, self.optimizers)
+        own = parts.networks or parts.reid or parts.losses or ('backbone', cfg.backbone) in REGISTERED
+        anew = own or cfg.keyed or cfg.through=='jpeg' or accelerator.num_processes>1   # Python has to do something in each step
+        if cfg.cuda_graphs and not anew and self.precision!='fp16' and abilities(accelerator.device).graphs: self.step = Replayed(self.step, self.nets, self.optimizers)
 
     def build(self)->dict[str,nn.Module]: return {}
 

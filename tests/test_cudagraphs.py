@@ -83,11 +83,42 @@ def test_what_cannot_be_recorded_is_told(graphs, people):
     with pytest.warns(UserWarning, match='cannot be recorded for the GPU to repeat .operation not permitted when stream is capturing.: it is told each time') as seen: got = go(a, people, 7)
     assert len([w for w in seen if 'recorded' in str(w.message)])==1 and got==go(b, people, 7) and torch.equal(weights(a), weights(b))
 
-@pytest.mark.parametrize('how', [dict(cuda_graphs=False), *(dict(keyed=k) for k in KEYED if k), dict(parts=Parts(losses=dict(mine=lambda p: p.mean()))),
+@pytest.mark.parametrize('how', [dict(cuda_graphs=False), dict(through='jpeg'), *(dict(keyed=k) for k in KEYED if k), dict(parts=Parts(losses=dict(mine=lambda p: p.mean()))),
                                  dict(parts=Parts(networks=dict(D_Y=lambda cfg: training_module.PatchGAN(cfg.ndf))))], ids=str)
 def test_a_step_that_is_new_each_time_is_told(graphs, how): assert not isinstance(made(**how).step, Replayed)
 
 def test_callbacks_and_data_of_ones_own_keep_it(graphs): assert isinstance(made(parts=Parts(callbacks=(object(),))).step, Replayed)
+
+def test_half_precision_with_a_scale_is_told(graphs, monkeypatch):
+    monkeypatch.setattr(training_module, 'precision_on', lambda *_: 'fp16')
+    assert not isinstance(made(precision='fp16').step, Replayed)
+
+def test_a_backbone_of_ones_own_is_told(graphs, monkeypatch):
+    monkeypatch.setattr(training_module, 'REGISTERED', [('backbone', 'mini')])
+    assert not isinstance(made().step, Replayed)
+
+@pytest.mark.parametrize('change', ['moments elsewhere', 'weights elsewhere', 'another set-up', 'momentum', 'a hook'])
+def test_what_changes_beneath_ends_a_recording(graphs, people, change):
+    "As a checkpoint that is read does, or a callback of one's own."
+    t = made(); go(t, people, 5)
+    assert t.step.recording
+    p = t.nets['G_X'].body[0].weight
+    if change=='moments elsewhere': t.optimizers['G_X'].state[p]['exp_avg'] = torch.zeros_like(p)
+    if change=='weights elsewhere': p.data = p.data.clone()
+    if change=='another set-up': t.cfg = replace(t.cfg, lambda_l1=1.)
+    if change=='momentum': t.nets['reid'].neck.momentum = .5
+    if change=='a hook': t.nets['G_X'].register_forward_hook(lambda *_: None)
+    go(t, people, 1)
+    assert not t.step.recording and t.step.left==Replayed.told-1
+
+def test_a_run_goes_on_told_otherwise(tmp_path, people):
+    "`--no-cuda-graphs` is no other set-up: a run that has filled a card goes on with it."
+    from dataclasses import asdict
+    from privreid.experiments import run_experiment
+    cfg = preset('demo', ngf=4, ndf=4, epochs=1, milestones=(), freeze_bn=0, freeze_reid_bn=0, people=10, test_people=4)
+    run_experiment(cfg, tmp_path/'run', ('Base',), device='cpu')
+    done = run_experiment(replace(cfg, cuda_graphs=False), tmp_path/'run', ('Base', 'Upper'), resume=True, device='cpu')
+    assert set(done['arms'])=={'Base', 'Upper'}
 
 def test_a_cpu_has_no_recordings(): assert not isinstance(made().step, Replayed)
 
