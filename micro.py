@@ -16,7 +16,7 @@ torch.manual_seed(0)
 H, W = 64, 32                        # pixels
 LEARN, VALIDATE, TEST = 48, 16, 32   # people to learn from, decide by, test on
 ALONE, BASE, JOINT = 8, 6, 12        # epochs of the three trainings
-LAMBDA, RATE = 25, 2e-3              # weight of L1 (the paper: 100), learning rate
+LAMBDA, RATE = 25, 2e-3              # weight of L1 (the paper: 100, see 11), learning rate
 
 # --- People
 
@@ -134,7 +134,7 @@ def adam(net, beta):
     return torch.optim.Adam(weights, RATE, (beta, .999), weight_decay=5e-4)
 
 def for_agw(reid):
-    "Adam; and for the centres steps that do not feel their loss's small weight."
+    "Adam; for the centres SGD at .5, with the .0005 of their loss taken out again."
     return [adam(reid, .9), torch.optim.SGD([reid.centers], .5/.0005)]
 
 def update(optimizers, loss):
@@ -211,7 +211,7 @@ def likeness(make, x): return psnr(make(x), x).item(), ssim(make(x), x).item()
 
 def calm_down(optimizers, *nets):
     for opt in optimizers: opt.param_groups[0]['lr'] = RATE/10
-    for net in nets: net.eval().training = True   # BatchNorm alone is in eval mode
+    for net in nets: net.eval().training = True   # layers rest; forward still gives logits
 
 def train_alone(reid, epochs, *kinds):
     optimizers = for_agw(reid)
@@ -223,8 +223,8 @@ def train_alone(reid, epochs, *kinds):
             update(optimizers, sum(recognise(reid, z, names[some]) for z in seen))
     return reid
 
-stranger = train_alone(AGW(LEARN), ALONE, nn.Identity())
-base = train_alone(copy.deepcopy(stranger), BASE, nn.Identity(), blur)
+outsider = train_alone(AGW(LEARN), ALONE, nn.Identity())
+base = train_alone(copy.deepcopy(outsider), BASE, nn.Identity(), blur)
 base_r1 = four_settings(base, blur, *validation)[1]
 
 # --- The pupil becomes the teacher
@@ -237,7 +237,7 @@ def decide(protected, blurred, r1, best, upgraded):
     return 'keep', best
 
 net = nn.ModuleDict(dict(G_X=UNet(), G_Y=UNet(), D_Y=PatchGAN(), D_X=PatchGAN()))
-net.reid = copy.deepcopy(stranger)
+net.reid = copy.deepcopy(outsider)
 judges = [adam(net.D_Y, .5), adam(net.D_X, .5)]
 makers = [adam(net.G_X, .5), adam(net.G_Y, .5), *for_agw(net.reid)]
 teacher, best = None, base_r1-.05
@@ -272,8 +272,8 @@ for name, make in dict(blurred=blur, protected=net.G_X, recovered=recover).items
 def row(name, settings): print(f'{name:20}'+''.join(f'{v:12.0%}' for v in settings))
 print(f'\nquery-gallery{"raw-raw":>19}{"raw-hid":>12}{"hid-raw":>12}{"hid-hid":>12}')
 row('drawn by lot', [6/(8*TEST-2)]*4)
-row('stranger, blurred', four_settings(stranger, blur, *test))
-row('stranger, protected', four_settings(stranger, net.G_X, *test))
+row('outsider, blurred', four_settings(outsider, blur, *test))
+row('outsider, protected', four_settings(outsider, net.G_X, *test))
 row('Base, blurred', four_settings(base, blur, *test))
 row('joint, protected', four_settings(net.reid, net.G_X, *test))
 

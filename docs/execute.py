@@ -12,13 +12,17 @@ from PIL import Image
 
 WIDGET = 'application/vnd.jupyter.widget-view+json'
 
+def left_alone(cell, skip:list[str])->bool:
+    "Whether a directive says that a cell is not run."
+    directives = re.findall(r'^\s*#\|\s*(.+?)\s*$', cell.source, flags=re.M)
+    return any(d in skip or re.fullmatch(r'eval:\s*false', d, re.I) for d in directives)
+
 class Client(NotebookClient):
     "A client that leaves cells alone (recorded outputs included) when a directive says so."
     skip = ()
 
     async def async_execute_cell(self, cell, *args, **kwargs):
-        directives = re.findall(r'^\s*#\|\s*(.+?)\s*$', cell.source, flags=re.M)
-        if any(d in self.skip or re.fullmatch(r'eval:\s*false', d, re.I) for d in directives): return cell
+        if left_alone(cell, self.skip): return cell
         return await super().async_execute_cell(cell, *args, **kwargs)
 
 def execute(path:Path, skip:list[str], timeout:int):
@@ -27,7 +31,7 @@ def execute(path:Path, skip:list[str], timeout:int):
     client.skip = skip
     asyncio.run(client.async_execute())
     drop_widgets(nb)
-    use_palettes(nb)
+    use_palettes([c for c in nb.cells if not left_alone(c, skip)])   # what was kept has been through it
     tmp = path.with_name(f'.{path.name}.tmp')
     nbformat.write(nb, tmp)
     os.replace(tmp, path)
@@ -55,9 +59,9 @@ def with_palette(picture):
     out.putpalette((few.getpalette()+[0]*672)[:672]+[v for i in range(4) for v in 8*inks[3*i:3*i+3]])
     return out, bytes([255]*224+4*[255*i//7 for i in range(8)])
 
-def use_palettes(nb):
+def use_palettes(cells):
     "Pictures with 256 colours where that makes them smaller by a third: grain compresses badly, and a notebook has a limit."
-    for data in (o['data'] for cell in nb.cells for o in cell.get('outputs', []) if 'image/png' in o.get('data', {})):
+    for data in (o['data'] for cell in cells for o in cell.get('outputs', []) if 'image/png' in o.get('data', {})):
         raw,few = base64.b64decode(data['image/png']), io.BytesIO()
         picture = Image.open(io.BytesIO(raw)).convert('RGBA')
         if len(raw)<.05*picture.width*picture.height: continue   # a few lines
