@@ -16,7 +16,7 @@ torch.manual_seed(0)
 H, W = 64, 32                        # pixels
 LEARN, VALIDATE, TEST = 48, 16, 32   # people to learn from, decide by, test on
 ALONE, BASE, JOINT = 8, 6, 12        # epochs of the three trainings
-LAMBDA, RATE = 25, 2e-3              # weight of L1 (the paper: 100, see 11), learning rate
+LAMBDA, RATE = 25, 2e-3              # weight of L1 (paper: 100, see 11), learning rate
 
 # --- People
 
@@ -211,7 +211,7 @@ def likeness(make, x): return psnr(make(x), x).item(), ssim(make(x), x).item()
 
 def calm_down(optimizers, *nets):
     for opt in optimizers: opt.param_groups[0]['lr'] = RATE/10
-    for net in nets: net.eval().training = True   # layers rest; forward still gives logits
+    for net in nets: net.eval().training = True   # layers rest; AGW still gives logits
 
 def train_alone(reid, epochs, *kinds):
     optimizers = for_agw(reid)

@@ -89,9 +89,9 @@ def weights_of(ours, theirs):
 def test_losses_step_and_weights(micro, double):
     "Two joint steps: six losses, both discriminators' and every weight and statistic after them."
     torch.manual_seed(1)
-    stranger = micro['stranger'] = micro['AGW'](PEOPLE, n=12)
+    outsider = micro['outsider'] = micro['AGW'](PEOPLE, n=12)
     with torch.no_grad():   # or its logits, and what they pull at, would be next to nothing
-        for w in (stranger.classify.weight, stranger.centers): w.normal_()
+        for w in (outsider.classify.weight, outsider.centers): w.normal_()
     built = ('net', 'net.reid', 'judges', 'makers')
     run([n for n in TREE.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) in built], micro)
     ours = micro['net'].double().train()
@@ -190,7 +190,7 @@ def test_script_runs(tmp_path):
     assert small!=TEXT
     (tmp_path/'micro.py').write_text(small, encoding='utf-8')
     said = alone(tmp_path)
-    for line in ('blurred : ', 'epoch  2: ', 'drawn by lot ', 'stranger, blurred ', 'stranger, protected ', 'Base, blurred ', 'joint, protected '): assert line in said
+    for line in ('blurred : ', 'epoch  2: ', 'drawn by lot ', 'outsider, blurred ', 'outsider, protected ', 'Base, blurred ', 'joint, protected '): assert line in said
 
 def alone(folder:Path)->str:
     "What the script prints, run in a folder that holds nothing else."
@@ -200,9 +200,9 @@ def alone(folder:Path)->str:
     return p.stdout
 
 def test_the_page_shows_what_it_promises():
-    "Its committed outputs: people found in protected pictures far more often than by lot, and more often than by a stranger."
+    "Its committed outputs: people found in protected pictures far more often than by lot, and more often than by an outsider."
     cells = json.loads((ROOT/'nbs'/'00_tour.ipynb').read_text(encoding='utf-8'))['cells']
     said = ''.join(''.join(o.get('text', '')) for c in cells for o in c.get('outputs', []))
     rows = {m[1].strip(): [float(v) for v in m[2].split('%')[:4]] for m in re.finditer(r'^([^\d\n]+?)((?: +\d+%){4})$', said, flags=re.M)}
-    lot,stranger,joint = rows['drawn by lot'], rows['stranger, protected'], rows['joint, protected']
-    assert min(joint)>5*lot[0] and all(j>s for j,s in zip(joint[1:], stranger[1:]))
+    lot,outsider,joint = rows['drawn by lot'], rows['outsider, protected'], rows['joint, protected']
+    assert min(joint)>5*lot[0] and all(j>s for j,s in zip(joint[1:], outsider[1:]))
