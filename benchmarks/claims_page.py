@@ -1,5 +1,5 @@
 "What `benchmarks/claims.py write` makes of the record: nbs/claims.md, its picture, and the marked numbers in other texts."
-import re, sys
+import json, re, sys
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -130,6 +130,10 @@ class Page:
         from privreid.scores import load_attacks
         rows = load_attacks(ROOT/'privreid'/'demo_run')['arms']['w/ U']['rows']
         return f"{100*next(r['rank1'] for r in rows if r['name']==name):.0f}"
+    def weaker(self, radius:int, who:str)->str:
+        "How many points more one finds with w/ U than Base behind a blur of that radius, or an outsider in its pictures."
+        row, = (r for r in json.loads((ROOT/'benchmarks'/'weaker.json').read_text(encoding='utf-8'))['rows'] if r['radius']==radius)
+        return ', '.join('{:+.1f} [{:+.1f}, {:+.1f}]'.format(*v) for k,v in row.items() if k.startswith(f'{who}, w/ U above'))
     def long_count(self, action)->str: return in_words(sum(h['kind']=='decision' and h['action']==action for h in self.long.history))
     def long_validations(self)->str: return str(sum(h['kind']=='decision' for h in self.long.history))
 
