@@ -211,7 +211,7 @@ def likeness(make, x): return psnr(make(x), x).item(), ssim(make(x), x).item()
 
 def calm_down(optimizers, *nets):
     for opt in optimizers: opt.param_groups[0]['lr'] = RATE/10
-    for net in nets: net.eval().training = True   # layers rest; AGW still gives logits
+    for net in nets: net.eval().training = True   # BatchNorm rests; AGW gives logits
 
 def train_alone(reid, epochs, *kinds):
     optimizers = for_agw(reid)
@@ -242,7 +242,7 @@ judges = [adam(net.D_Y, .5), adam(net.D_X, .5)]
 makers = [adam(net.G_X, .5), adam(net.G_Y, .5), *for_agw(net.reid)]
 teacher, best = None, base_r1-.05
 blurred = likeness(blur, validation[1][0])
-print('blurred : %.1f dB, %.2f,' % blurred, f'rank-1 {base_r1:.0%} (Base)')
+print('blurred : %.1f dB, %.3f,' % blurred, f'rank-1 {base_r1:.0%} (Base)')
 for epoch in range(1, JOINT+1):
     net.train()
     if epoch>JOINT/2: calm_down(judges+makers, net.G_X, net.G_Y, net.reid)
@@ -256,7 +256,7 @@ for epoch in range(1, JOINT+1):
     action, best = decide(protected, blurred, r1, best, teacher is not None)
     if action=='upgrade': teacher = copy.deepcopy(net.G_X).requires_grad_(False)
     if action=='fall back': teacher = None
-    print(f'epoch {epoch:2}: %.1f dB, %.2f,' % protected, f'rank-1 {r1:.0%}: {action}')
+    print(f'epoch {epoch:2}: %.1f dB, %.3f,' % protected, f'rank-1 {r1:.0%}: {action}')
 
 # --- Train, hide, recover, find
 
