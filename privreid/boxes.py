@@ -18,6 +18,7 @@ from .checks import check_number, check_size, shown
 from .data import SyntheticPedestrians
 from .deploy import Anonymizer, Recovery
 from .files import expand, legible
+from .keyed import refuse_keyed
 
 # %% ../nbs/behind_boxes.ipynb #b0c5e106
 FARTHEST,CROWD,TRACKS = 2**20, 10**3, 2**31   # pixels from the corner, boxes of a frame, number of a track: at most
@@ -90,6 +91,7 @@ def boxes_within(
 
 def _through(net, frames:list[np.ndarray], ats:list[np.ndarray], steady:bool)->list[list[np.ndarray]]: # for each frame what became of its boxes, at the network's size
     "Send what is in the boxes through a network, all together; never a crowd at its full size at once."
+    refuse_keyed(getattr(net, 'keyed', ''), 'Sending boxes through a network')
     small,n = [net.fit(np.ascontiguousarray(f[t:b,l:r])) for f,at in zip(frames, ats) for l,t,r,b,_ in at], 16*net.batch
     made = iter([m for i in range(0, len(small), n) for m in net.small(small[i:i+n], steady)])
     return [[next(made) for _ in at] for at in ats]

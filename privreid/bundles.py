@@ -25,10 +25,9 @@ from .checkpoint import finite_tensors
 from .checks import check_number, choice, shown
 from .files import atomic, expand, legible, strict_json
 from .folder import COUNT, FINITE, FORMAT_1, expect, hexadecimal, nothing, writing
-from .keyed import refuse_keyed
+from .keyed import KEYED, LOCKS, kind_of
 from .locks import MAGIC, lock_of, locked, one_of, refuse_file, unlocked
 from .machine import arranged
-from .pix2pix import UNetGenerator
 from .records import load_results, load_run, load_weights, net_of
 
 # %% ../nbs/behind_bundles.ipynb #7d462503
@@ -60,12 +59,15 @@ def terms_of(
 _SIDE,_WIDE = partial(check_number, least=32, most=4096, whole=True), partial(check_number, least=1, most=4096, whole=True)
 HEADER = {'format': FORMAT_1, 'role': one_of(ROLES), 'arm': one_of(ARMS), 'height': _SIDE, 'width': _SIDE,
           'ngf?': _WIDE, 'identities?': partial(check_number, least=1, most=10**7, whole=True), 'backbone?': one_of(BACKBONES), 'inter_channels?': partial(check_number, least=0, most=4096, whole=True), 'stem_relu?': bool,
-          'data': str, 'desensitizer': str, 'epochs': COUNT, 'run': hexadecimal, 'pair': hexadecimal, 'weights': hexadecimal, 'versions': {str: str}, 'metrics': {str: FINITE}, 'made': str, 'terms?': check_terms, str: nothing}
+          'data': str, 'desensitizer': str, 'epochs': COUNT, 'run': hexadecimal, 'pair': hexadecimal, 'weights': hexadecimal, 'versions': {str: str}, 'metrics': {str: FINITE}, 'made': str, 'terms?': check_terms, 'keyed?': one_of(KEYED), str: nothing}
 
 # %% ../nbs/behind_bundles.ipynb #903bfab6
-def mark_of(tensors:dict[str,Tensor])->str: # 32 hexadecimal digits
-    "What stands for some weights: their names, shapes and bits."
-    h = blake2b(digest_size=16)
+def mark_of(
+    tensors:dict[str,Tensor],
+    keyed:str='', # of `KEYED`: the same weights with a pad are another network
+)->str:           # 32 hexadecimal digits
+    "What stands for some weights: their names, shapes and bits, and what they take beside the picture."
+    h = blake2b(keyed.encode(), digest_size=16)
     for name,v in sorted(tensors.items()):
         h.update(strict_json([name, str(v.dtype), list(v.shape)]).encode())
         h.update(v.detach().cpu().contiguous().numpy())
@@ -86,7 +88,7 @@ class Bundle:
 
 def skeleton(facts:dict)->nn.Module:
     "The network that a header describes, with weights of no particular value."
-    if facts['role']!='reid': return UNetGenerator((facts['height'], facts['width']), facts['ngf'])
+    if facts['role']!='reid': return kind_of('G_X' if facts['role']=='protect' else 'G_Y', facts.get('keyed', ''))((facts['height'], facts['width']), facts['ngf'])
     return AGW(facts['identities'], facts['backbone'], '', facts['inter_channels'] or None, facts['stem_relu'])
 
 # %% ../nbs/behind_bundles.ipynb #991d09a7
@@ -139,7 +141,7 @@ def unpacked(
 
 def _agreeing(facts:dict, tensors:dict, path)->tuple[dict,dict]:
     "Weights that are those of the header, and an anonymizer that is no other network."
-    mark = mark_of(tensors)
+    mark = mark_of(tensors, facts.get('keyed', ''))
     if mark!=facts['weights']: refuse_file(path, 'its weights were altered')
     if facts['role']=='protect' and mark!=facts['pair']: refuse_file(path, 'its weights are not those of the anonymizer that it says it is')
     return facts, tensors
@@ -231,7 +233,6 @@ def from_run(
     "One network of a run, with what it is."
     role,arm = choice(role, ROLES, 'role'), arm_named(arm) if arm else default_arm(run)
     cfg,meta = load_run(run)
-    refuse_keyed(cfg.keyed, f'A bundle of {legible(run)}, or using it on folders,')
     run = expand(run)
     if arm not in ('w/o U', 'w/ U') or arm not in meta['arms']: raise ValueError(f"{legible(run)} hides nobody in arm '{arm}': choose one of {', '.join(a for a in meta['arms'] if a in ('w/o U', 'w/ U')) or 'another run'}.")
     X, = nets_of(run, arm, 'anonymizer')
@@ -239,12 +240,12 @@ def from_run(
         Y, = nets_of(run, arm, 'recovery')
         if mark_of(X.state_dict())==mark_of(Y.state_dict()): raise ValueError(f'{legible(run)}: anonymizer and recovery are one file twice. Sharing it would give the key away.')
     net = X if role=='protect' else Y if role=='recover' else nets_of(run, arm, 'reid')[0]
-    own = {k: getattr(cfg, k) for k in ('backbone', 'inter_channels', 'stem_relu')}|dict(identities=meta['identities']) if role=='reid' else dict(ngf=cfg.ngf)
+    own = {k: getattr(cfg, k) for k in ('backbone', 'inter_channels', 'stem_relu')}|dict(identities=meta['identities']) if role=='reid' else dict(ngf=cfg.ngf)|(dict(keyed=cfg.keyed) if cfg.keyed else {})
     seen = b''.join((run/f).read_bytes() for f in ('config.json', 'history.jsonl') if (run/f).is_file())
     versions = dict(privreid=privreid.__version__, torch=torch.__version__)
     facts = dict(format=1, role=role, arm=arm, height=cfg.height, width=cfg.width, data=cfg.data, desensitizer=cfg.desensitizer, epochs=cfg.epochs, run=blake2b(seen, digest_size=16).hexdigest(),
-                 pair=mark_of(X.state_dict()), weights=mark_of(net.state_dict()), versions=versions, metrics=_measured(run, arm), made=time.strftime('%Y-%m-%d'), terms=terms_of(cfg.data, terms))|own
-    mine = type(net) is not UNetGenerator if role!='reid' else type(net) is not AGW or cfg.backbone not in CARRIED
+                 pair=mark_of(X.state_dict(), cfg.keyed), weights=mark_of(net.state_dict(), own.get('keyed', '')), versions=versions, metrics=_measured(run, arm), made=time.strftime('%Y-%m-%d'), terms=terms_of(cfg.data, terms))|own
+    mine = type(net) is not kind_of('G_X' if role=='protect' else 'G_Y', cfg.keyed) if role!='reid' else type(net) is not AGW or cfg.backbone not in CARRIED
     if mine and not hasattr(net, 'size'): net.size = cfg.size
     return Bundle(facts, net.state_dict(), net if mine else None)
 
@@ -301,6 +302,7 @@ def info(path:Path|str)->str:
     if role=='recover' and os.name=='posix' and expand(path).stat().st_mode&0o077: lines.append('WARNING: others on this computer can read it: chmod 600, and see who could have.')
     if encrypted: return '\n'.join(lines+['Without the passphrase nothing more can be said, not even that it is whole.'])
     lines.append(f"Trained on: {facts['data']}, {facts['desensitizer']}, {facts['epochs']} epochs; run {facts['run'][:8]}; exported {legible(facts['made'], 20)} by {', '.join(f'{legible(k, 20)} {legible(v, 20)}' for k,v in facts['versions'].items())}")
+    if facts.get('keyed'): lines.append(f"Keyed with {'signs' if facts['keyed']=='signs' else 'a pad'}: it takes a phrase beside the pictures (--phrase-file), the same to protect and to recover. {LOCKS[facts['keyed']]}")
     if facts['data']=='synthetic': lines.append('Painted people: who knows set-up and seed can train the same key again. For trying it out.')
     terms = facts.get('terms', '')
     if terms or facts['data']!='synthetic': lines.append(f"Terms of the data: {legible(terms, TERMS_LENGTH) or 'not stated'}."+(' Ask whom you have the pictures from before you give weights away.' if facts['data']!='synthetic' else ''))

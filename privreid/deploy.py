@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'ENGINES', 'JPEG_LOSS', 'enlarged', 'reduced', 'Anonymizer', 'Recovery', 'run_beside', 'train_here',
-           'protect_folder', 'recover_folder', 'desensitize_folder', 'shard_by_shard']
+           'salt_of', 'protect_folder', 'recover_folder', 'desensitize_folder', 'shard_by_shard']
 
 # %% ../nbs/behind_deploy.ipynb #5f718ddc
-import os, secrets, warnings
+import hmac, io, os, secrets, warnings
 from copy import deepcopy
+from dataclasses import asdict
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from .datasets import read_split
 from .desensitize import DESENSITIZER_ALIASES, DESENSITIZERS
 from .experiments import run_experiment
 from .files import expand, legible
+from .keyed import LOCKS, SALTED, Salt, new_salt, refuse_keyed, salt_in, secret_for, secret_of, streams
 from .listings import refuse_unusable
 from .machine import accelerator_on
 from .manifest import image_folder
@@ -33,7 +36,7 @@ from .outsider import known_people, pattern_for, told_by_outsider
 from .pictures import read_image
 from .records import load_run
 from .shards import contents, shards_of
-from .tree import filled, named, pictures_below, read_record, refuse_mixed
+from .tree import RECORD, Output, begun_job, filled, named, pictures_below, read_record, refuse_mixed
 
 # %% ../nbs/behind_deploy.ipynb #1b390db0
 def _steps(n:int, m:int)->np.ndarray: # m>=n: for each of m pixels the one of n that it lies on
@@ -64,7 +67,9 @@ def reduced(
 class _Loaded:
     "A network with the size it works at."
     role = ''
-    def __init__(self, net:nn.Module, pair:str, arm:str, device:torch.device, batch:int=16):
+    salt,secret = None, b''   # of a keyed network that has its phrase
+    def __init__(self, net:nn.Module, pair:str, arm:str, device:torch.device, batch:int=16, keyed:str=''):
+        self.keyed = keyed
         self.net,self.pair,self.arm,self.device,self.size,self.batch = net.to(device), pair, arm, device, net.size, check_number(batch, 'batch', least=1, most=4096, whole=True)
 
     @classmethod
@@ -75,61 +80,109 @@ class _Loaded:
         batch:int=16,    # pictures at once
         passphrase=None, # of an encrypted key; or what is called to ask for it
         pair:str='',     # of a key: the fingerprint of the anonymizer that made the pictures
+        phrase=None,     # of a keyed network; or what is called to ask for it
+        salt:Salt=None,  # of the collection that the pictures belong to, as `salt_of` reads it; an anonymizer makes one for a new collection
     ):
         "Read it from a file that `export` wrote, or from a run."
+        return cls.read(path, arm, device, batch, passphrase, pair).unlock(phrase, salt)
+
+    @classmethod
+    def read(cls, path:Path|str, arm:str='', device:str='', batch:int=16, passphrase=None, pair:str=''):
+        "The same without a phrase: where it is keyed, it takes no picture before `unlock`."
         if expand(path).is_dir():
             bundle = from_run(path, cls.role, arm)
             refuse_other_pair(bundle.facts['pair'], pair, path)
         else: bundle = read_bundle(path, cls.role, passphrase, pair)
         device = accelerator_on(device).device
-        return cls(bundle.net(device), bundle.facts['pair'], bundle.facts['arm'], device, batch)
+        return cls(bundle.net(device), bundle.facts['pair'], bundle.facts['arm'], device, batch, bundle.facts.get('keyed', ''))
 
-    def __getstate__(self)->dict: return self.__dict__|dict(net=deepcopy(self.net).cpu())   # to another process
+    def unlock(self,
+        phrase=None,    # as of `load`, and the next one
+        salt:Salt=None,
+    ):
+        "Give a keyed network the secret of a collection; one that is not keyed takes none."
+        if not self.keyed:
+            if phrase is not None and not callable(phrase) or salt is not None: raise ValueError(f'A phrase is for networks that were trained with keyed, and pair {self.pair[:8]} takes none: leave it out.')
+            return self
+        if phrase is None: raise ValueError(f'Pair {self.pair[:8]} is keyed: it takes the phrase of the collection, too (--phrase-file, in Python phrase=).')
+        if salt is None and self.role=='recover': raise ValueError(f'Pair {self.pair[:8]} is keyed: it takes the salt of the collection beside the phrase, salt=salt_of(the protected folder).')
+        salt = salt or new_salt()
+        self.secret,self.salt = secret_of(phrase() if callable(phrase) else phrase, salt), salt
+        return self
+
+    def __getstate__(self)->dict: return self.__dict__|dict(net=deepcopy(self.net).cpu(), secret=b'')   # to another process, or into a file: without its secret
     def __setstate__(self, state): self.__dict__ |= state; self.net.to(self.device)
 
     def __repr__(self): return f'{type(self).__name__} of pair {self.pair[:8]}, arm {self.arm}, for pictures of {self.size[0]} x {self.size[1]}, on {self.device}'
 
+    def _named(self, names, n:int)->list: # a name for each of n pictures; for each None where none is needed
+        if not self.keyed:
+            if names is not None: raise ValueError(f'names are for networks that were trained with keyed, and pair {self.pair[:8]} takes none: leave them out.')
+            return [None]*n
+        names = [names] if isinstance(names, str) else list(names or ())
+        flat = [k for some in names for k in ([some] if isinstance(some, str) else some)]
+        if len(names)!=n or len(set(flat))!=len(flat): raise ValueError(f'A keyed network takes names= beside pictures, one for each, all different, and the same to protect and to recover: here {n} are needed, not {len(set(flat))}. Under one name, two pictures give each other away.')
+        return names
+
     @torch.no_grad()
-    def through(self, x:Tensor)->Tensor: # (B,3,h,w) in [-1,1], any number of them, to the same
+    def through(self,
+        x:Tensor,              # (B,3,h,w) in [-1,1], any number of them
+        names:list[str]=None,  # one for each, where the network is keyed
+    )->Tensor:                 # the same
         "Send pictures of the network's size through it."
-        return torch.cat([self.net(part.to(self.device)).cpu() for part in x.split(self.batch)])
+        parts = x.split(self.batch)
+        if not self.keyed: return torch.cat([self.net(part.to(self.device)).cpu() for part in parts])
+        if not self.secret: raise ValueError(f'Pair {self.pair[:8]} is keyed and has no phrase here: load it with phrase=, or call unlock.')
+        if len(names or ())!=len(x): self._named(names, len(x))   # says no
+        def given(i): return streams([secret_for(self.secret, k) for k in names[i*self.batch:(i+1)*self.batch]], self.size)
+        return torch.cat([self.net(part.to(self.device), given(i)).cpu() for i,part in enumerate(parts)])
 
-    def small(self, images:list[np.ndarray], steady:bool=False)->list[np.ndarray]: # uint8 (h,w,3) each, to the same
-        "The same for 8-bit pictures; `steady` fills batches up, so that no picture depends on how many come with it."
+    def small(self,
+        images:list[np.ndarray], # uint8 (h,w,3) each
+        steady:bool=False,       # fill batches up, so that no picture depends on how many come with it
+        names:list[str]=None,    # as of `through`
+    )->list[np.ndarray]:         # the same
+        "The same for 8-bit pictures."
         x = to_float(torch.from_numpy(np.stack(images)).permute(0,3,1,2).contiguous())
-        if steady and len(x)%self.batch: x = torch.cat([x, x[-1:].expand(self.batch-len(x)%self.batch, *x.shape[1:])])
-        return list(to_uint8(self.through(x)[:len(images)]).permute(0,2,3,1).contiguous().numpy())
+        if steady and len(x)%self.batch:
+            more = self.batch-len(x)%self.batch
+            x,names = torch.cat([x, x[-1:].expand(more, *x.shape[1:])]), names and [*names, *names[-1:]*more]
+        return list(to_uint8(self.through(x, names)[:len(images)]).permute(0,2,3,1).contiguous().numpy())
 
-    def _many(self, images:list[np.ndarray], size:str)->list[np.ndarray]: # uint8 (H,W,3), of any size
-        made = self.small([self.fit(np.ascontiguousarray(im)) for im in images])
+    def _many(self, images:list[np.ndarray], size:str, names:list)->list[np.ndarray]: # uint8 (H,W,3), of any size
+        made = self.small([self.fit(np.ascontiguousarray(im)) for im in images], names=names)
         return made if size=='network' else [self.unfit(m, im.shape[:2]) for m,im in zip(made, images)]
 
     def __call__(self,
         pictures,            # a path, a PIL picture, uint8 (H,W,3) or (N,H,W,3) in NumPy, a tensor (3,H,W) or (N,3,H,W), uint8 or in [-1,1]; or a list of these
         size:str='original', # or network: as the network makes them
+        names=None,          # of a keyed network: one for each picture (for a list one for each of its parts), all different; in a folder those of its privreid.json
     ):                       # the same kind; for a path a PIL picture
         "Send pictures through the network."
         size = choice(size, ('original', 'network'), 'size')
         files = str, bytes, os.PathLike, Image.Image
         if isinstance(pictures, (list, tuple)):
-            if not all(isinstance(p, files) for p in pictures): return [self(p, size) for p in pictures]
-            parts = [pictures[i:i+self.batch] for i in range(0, len(pictures), self.batch)]
-            return [Image.fromarray(im) for part in parts for im in self._many([read_image(p) for p in part], size)]
-        if isinstance(pictures, files): return self([pictures], size)[0]
-        if isinstance(pictures, np.ndarray): return self._array(pictures, size)
-        if isinstance(pictures, Tensor): return self._tensor(pictures, size)
+            names = self._named(names, len(pictures))
+            if not all(isinstance(p, files) for p in pictures): return [self(p, size, n) for p,n in zip(pictures, names)]
+            parts = [slice(i, i+self.batch) for i in range(0, len(pictures), self.batch)]
+            return [Image.fromarray(im) for part in parts for im in self._many([read_image(p) for p in pictures[part]], size, names[part])]
+        if isinstance(pictures, files): return self([pictures], size, names)[0]
+        if isinstance(pictures, np.ndarray): return self._array(pictures, size, names)
+        if isinstance(pictures, Tensor): return self._tensor(pictures, size, names)
         raise TypeError(f'{type(self).__name__} takes a path, a PIL picture, a NumPy array, a tensor or a list of these, not {type(pictures).__name__}.')
 
-    def _array(self, x:np.ndarray, size:str)->np.ndarray:
+    def _array(self, x:np.ndarray, size:str, names=None)->np.ndarray:
         if x.dtype!=np.uint8 or x.ndim not in (3, 4) or x.shape[-1]!=3 or not x.size:
             raise TypeError(f'{type(self).__name__} takes NumPy pictures as uint8 (H,W,3) or (N,H,W,3), not {x.dtype} {x.shape}: floats go as a tensor in [-1,1].')
-        return np.stack(self._many(list(x), size)) if x.ndim==4 else self._many([x], size)[0]
+        x,one = (x[None], True) if x.ndim==3 else (x, False)
+        made = self._many(list(x), size, self._named(names, len(x)))
+        return made[0] if one else np.stack(made)
 
-    def _tensor(self, x:Tensor, size:str)->Tensor:
-        if x.dim()==3: return self._tensor(x[None], size)[0]
-        if x.dtype==torch.uint8 and x.dim()==4: return torch.from_numpy(self._array(x.permute(0,2,3,1).cpu().contiguous().numpy(), size)).permute(0,3,1,2).contiguous().to(x.device)
+    def _tensor(self, x:Tensor, size:str, names=None)->Tensor:
+        if x.dim()==3: return self._tensor(x[None], size, names)[0]
+        if x.dtype==torch.uint8 and x.dim()==4: return torch.from_numpy(self._array(x.permute(0,2,3,1).cpu().contiguous().numpy(), size, names)).permute(0,3,1,2).contiguous().to(x.device)
         check_images(x, type(self).__name__)
-        y = self.through(x.float()) if tuple(x.shape[-2:])==tuple(self.size) else to_float(self._tensor(to_uint8(x), size))   # another size goes through 8 bits
+        y = self.through(x.float(), self._named(names, len(x))) if tuple(x.shape[-2:])==tuple(self.size) else to_float(self._tensor(to_uint8(x), size, names))   # another size goes through 8 bits
         return y.to(x)
 
 class Anonymizer(_Loaded):
@@ -216,15 +269,64 @@ def _engine(
     from privreid.cluster import on_ray
     return partial(on_ray, workers=workers, address=cluster, gpu=torch.device(device).type=='cuda')
 
+def salt_of(folder:Path|str)->Salt:
+    "The salt of a folder, or an archive, that `protect_folder` has filled with a phrase."
+    found = read_record(folder)
+    if found is None: raise ValueError(f'{legible(expand(folder))} has no {RECORD}, where the salt of its pictures stands.')
+    return salt_in(found['job'], expand(folder)/RECORD)
+
+def _begin(
+    hides:Anonymizer,
+    phrase,          # of the collection, or what is called to ask for it
+    job:dict,
+    out:Path|str,
+    force:bool,
+)->dict:             # the job, with its salt
+    "Give a keyed network the phrase, and the salt of a folder that was begun, or else a new one."
+    if not hides.keyed:
+        hides.unlock(phrase)
+        return job
+    job,before = job|dict(keyed=hides.keyed), begun_job(out, force)
+    goes_on = before and {k: v for k,v in before.items() if k not in SALTED}==job
+    hides.unlock(phrase, salt_in(before, expand(out)/RECORD) if goes_on else new_salt())
+    return job|asdict(hides.salt)
+
 class _Protecting:
     "What is done with one picture that is to be hidden, here or in another process."
-    def __init__(self, hides:Anonymizer, size:str, files:dict, quality:int, keep:tuple): self.hides,self.network,self.format,self.quality,self.keep = hides, size=='network', files['format'], quality, keep
-    def decode(self, path):
+    def __init__(self, hides:Anonymizer, size:str, files:dict, quality:int, keep:tuple):
+        self.hides,self.network,self.format,self.quality,self.keep = hides, size=='network', files['format'], quality, keep
+        self.was = {}   # name -> SHA-256, of what was in the folder before under the same salt
+    def decode(self, at): # path; where there is a phrase, path and name
+        path,name = at if isinstance(at, tuple) else (at, None)
         im = read_image(path)
-        return self.hides.fit(im), im.shape[:2], notes_of(path, self.keep)
-    def change(self, seen): return [(im, *rest) for im,(_,*rest) in zip(self.hides.small([s[0] for s in seen], True), seen)]
+        if self.hides.keyed=='pad' and not self.network and any(a<b for a,b in zip(im.shape, self.hides.size)): raise ValueError(f'it is smaller than {self.hides.size[0]} x {self.hides.size[1]}, and scaled back to its size it would lose what is under the pad: --size network keeps it')
+        return self.hides.fit(im), im.shape[:2], notes_of(path, self.keep), name
+    def change(self, seen):
+        made = [(im, *rest) for im,(_,*rest) in zip(self.hides.small([s[0] for s in seen], True, [s[3] for s in seen]), seen)]
+        for m in made:
+            if self.was and self.was.get(m[3]) not in (None, sha256(self.encode(m)[0]).hexdigest()): raise ValueError(f'{legible(m[3])} was another picture before, or had another phrase: under one salt a name is for one picture, or the two give each other away. Name another folder, or say --force for a new salt.')
+        return made
     def encode(self, made): return encoded(made[0] if self.network else enlarged(made[0], made[1]), self.format, self.quality, made[2]), made[1]
     def of_made(self, im): return im if self.network else reduced(im, self.hides.size)
+
+    def under_phrase(self, out:Output, sources:dict, decode, change, encode, batch:int=16, what:str='pictures')->dict[str,str]:
+        "The same as `convert`, for pictures that have a secret each. What was done with another phrase is not gone on with."
+        before,named = read_record(out.folder), {n: (path, n) for n,path in sources.items()}
+        self.was = {n: v['sha256'] for n,v in before['pictures'].items()} if before and before['job']==out.job else {}
+        found = [self._agrees(out, n, named[n]) for n in [n for n in sorted(out.done) if n in named][:3]]
+        if False in found and True not in found: raise ValueError(f'{legible(out.folder)} was begun with another phrase, or its originals have changed: what is there is not what this phrase makes of them. Give the phrase that it was begun with, or name another folder.')
+        return convert(out, named, decode, change, encode, batch, what)
+
+    def _agrees(self, out:Output, name:str, at:tuple)->bool|None: # None: nobody can tell
+        "Whether a picture that is there was made with this phrase: it is made again, which costs whoever guesses as much as ever, and nothing has to be kept for it."
+        try: seen = self.decode(at)
+        except Exception: return None
+        def again(name): return self.encode((self.hides.small([seen[0]], True, [name])[0], *seen[1:]))[0]
+        def pixels(whole): return np.asarray(Image.open(io.BytesIO(whole)).convert('RGB')).astype(int)
+        mine = again(name)
+        if sha256(mine).hexdigest()==out.done[name]['sha256']: return True
+        there,mine,other = read_image(out.folder/name).astype(int), pixels(mine), pixels(again(f'{name}\n'))   # another machine computes a little differently, another secret much
+        return there.shape==mine.shape and np.abs(there-mine).mean()<np.abs(there-other).mean()/2
 
 JPEG_LOSS = 'JPEG loses part of what recovery lives on: 0.3 to 0.5 dB at quality 95 with whole colours, more below, measured on the toys of lesson 10 (painted people of 64 x 32). PNG loses nothing.'
 
@@ -247,17 +349,23 @@ def protect_folder(
     engine:str='plain',      # or ray: in many processes
     workers:int=0,           # of these; default: as many as there are processors
     cluster:str='',          # address of a cluster of ray; default: this machine
+    phrase=None,             # of a keyed network: whoever recovers needs it beside the key; or what is called to ask for it
 )->Done:
     "Hide the people in all pictures of a folder; the same call goes on where it was interrupted."
     size = choice(size, ('original', 'network'), 'size')
     keep,files = _written(format, quality, keep, rename)
     if train==bool(bundle): raise ValueError('Say which anonymizer hides the people: a bundle or a run, or train on the pictures themselves; one of the two.')
+    if train and phrase is not None and not callable(phrase): raise ValueError('--train trains an anonymizer that takes no phrase: leave the phrase out, or train a run with --keyed and name it.')
     if train: bundle = train_here(source, out, arm, pattern, device)
-    hides = Anonymizer.load(bundle, arm, device, batch)
+    hides = Anonymizer.read(bundle, arm, device, batch)
+    if hides.keyed=='pad' and files['format']=='jpeg': raise ValueError('What is under a pad stands in the last bits of a picture, and JPEG keeps none of them: leave --format png.')
+    through,does = _engine(engine, workers, cluster, hides.device), _Protecting(hides, size, files, quality, keep)
+    if choice(engine, ENGINES, 'engine')!='plain': refuse_keyed(hides.keyed, f'The engine {engine}')
     job = dict(what='protect', pair=hides.pair, arm=hides.arm, height=hides.size[0], width=hides.size[1], size=size)|files
     if files['format']=='jpeg': warnings.warn(JPEG_LOSS)
-    through,does = _engine(engine, workers, cluster, hides.device), _Protecting(hides, size, files, quality, keep)
-    done = fill(source, out, job, does.decode, does.change, does.encode, batch=batch, force=force, rename=rename, what='protecting', fits=(hides.fit, does.of_made) if verify else None, through=through)
+    job = _begin(hides, phrase, job, out, force)
+    done = fill(source, out, job, does.decode, does.change, does.encode, batch=batch, force=force, rename=rename, what='protecting', fits=(hides.fit, does.of_made) if verify else None, through=does.under_phrase if hides.keyed else through)
+    if hides.keyed: done.notes.append(LOCKS[hides.keyed])
     if train: done.notes.insert(0, f'{legible(bundle)} is the run that was trained for this, with its KEY: for yourself, not to go with the pictures.'+(' Decoded originals are in the cache, too: privreid cache --clear.' if cache_dir() else ''))
     if verify: done.notes += filter(None, [_outsider(done, source, bundle, pattern, hides.device)])
     sizes = [v['size'] for v in read_record(done.folder)['pictures'].values()] if size=='original' else []
@@ -268,12 +376,12 @@ def protect_folder(
 class _Recovering:
     "What is done with one picture that is to be opened, here or in another process."
     def __init__(self, opens:Recovery, at_network:bool): self.opens,self.at_network = opens, at_network
-    def decode(self, at): # path; height and width of the original, where they are known
-        path,size = at
+    def decode(self, at): # path; height and width of the original, where they are known; where there is a phrase, the name under which it was protected
+        path,size,*name = at
         im = read_image(path)
         as_made = tuple(im.shape[:2])==tuple(self.opens.size if self.at_network else size or im.shape[:2])
-        return (self.opens.fit(im) if as_made else _scaled(im, self.opens.size, Image.BILINEAR)), tuple(size or im.shape[:2])
-    def change(self, seen): return list(zip(self.opens.small([s[0] for s in seen], True), (s[1] for s in seen)))
+        return (self.opens.fit(im) if as_made else _scaled(im, self.opens.size, Image.BILINEAR)), tuple(size or im.shape[:2]), *name
+    def change(self, seen): return list(zip(self.opens.small([s[0] for s in seen], True, [s[2] for s in seen] if self.opens.keyed else None), (s[1] for s in seen)))
     def encode(self, made): return encoded(self.opens.unfit(*made)), made[1]
 
 def recover_folder(
@@ -286,26 +394,30 @@ def recover_folder(
     device:str='',
     batch:int=16,
     passphrase=None,     # of an encrypted key; or what is called to ask for it
-    engine:str='plain',  # the last three as of `protect_folder`
+    engine:str='plain',  # the last four as of `protect_folder`
     workers:int=0,
     cluster:str='',
+    phrase=None,         # with a wrong one people do not come back, and nothing tells that it is wrong
 )->Done:
     "Bring the people back in a folder of protected pictures; what is written is for its owner only."
     root,found,failed,others = pictures_below(expand(source))
     before,out = read_record(root), expand(out)
     if before and before['job'].get('what')!='protect': raise ValueError(f"{legible(root)} holds no protected pictures, but what privreid {legible(before['job'].get('what'), 40)} made.")
     if not before and not force: raise ValueError(f'{legible(root)} has no privreid.json: which pair protected its pictures is not known. Bring that file back, or say --force to try.')
-    opens = Recovery.load(key, arm, device, batch, passphrase, legible(before['job'].get('pair', ''), 64) if before else '')
+    opens = Recovery.read(key, arm, device, batch, passphrase, legible(before['job'].get('pair', ''), 64) if before else '')
+    if choice(engine, ENGINES, 'engine')!='plain': refuse_keyed(opens.keyed, f'The engine {engine}')
     refuse_mixed(root, out)
+    opens.unlock(phrase, salt_of(root) if opens.keyed else None)
     made,old = before['pictures'] if before else {}, names_back(names) if names else {}
     if before and not force: failed |= {n: 'it is not in privreid.json: not protected there, or renamed' for n in found if n not in made}
     else: made = {n: {} for n in found}|made
     to = named([old.get(n, n) for n in found if n in made and n not in failed], '.png')
     came = {to[old.get(n, n)]: n for n in found if n in made and n not in failed}
-    sources = {new: (root/n, made[n].get('size')) for new,n in came.items()}
+    sources = {new: (root/n, made[n].get('size'), *[n]*bool(opens.keyed)) for new,n in came.items()}
     does = _Recovering(opens, bool(before) and before['job'].get('size')=='network')
     through = _engine(engine, workers, cluster, opens.device)
     job = dict(what='recover', pair=opens.pair, arm=opens.arm)
+    if opens.keyed: job['mark'] = hmac.digest(opens.secret, b'privreid mark 1', 'sha256')[:8].hex()   # or a second try, with another phrase, would find everything done
     with filled(out, root, job, force, private=True) as filling:
         was = len(filling.done)
         broken = through(filling, sources, does.decode, does.change, does.encode, batch, 'recovering')

@@ -17,6 +17,7 @@ from .bundles import KINDS, LOCKED, ROLES, from_run, look_at, read_bundle
 from .checks import choice
 from .files import atomic, expand, legible, strict_json
 from .folder import writing
+from .keyed import refuse_keyed
 
 # %% ../nbs/behind_export.ipynb #e0e0e005
 def _wanted(name:str):
@@ -171,6 +172,7 @@ def export_onnx(
     if os.path.lexists(path) and not force: raise FileExistsError(f'{legible(path)} is there already: name another folder, or say force=True.')
     made = _source(source, role, arm, passphrase)
     facts = made.facts
+    refuse_keyed(facts.get('keyed', ''), 'ONNX')
     if give_away and facts['data']!='synthetic': raise ValueError(f"The key of {legible(source)} opens pictures of {facts['data']}: only the key of a run on painted people may be given away.")
     size,net = (facts['height'], facts['width']), made.net()
     notes = {k: facts[k] for k in ('role', 'arm', 'height', 'width', 'data', 'pair', 'run', 'weights')}|dict(bits=bits, range='x (n,3,H,W) in [-1,1]')

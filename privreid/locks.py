@@ -91,24 +91,28 @@ def unlocked(
     except InvalidTag: raise ValueError(f'{legible(path)} does not open: another passphrase, or the file was altered.') from None
 
 # %% ../nbs/behind_locks.ipynb #44f0d0c6
-def passphrase_in(path:Path|str)->str:
+def passphrase_in(
+    path:Path|str,
+    what:str='passphrase', # or phrase: for messages
+)->str:
     "The first line of a file."
     path = expand(path)
     try:
         with open(path, 'rb') as f: line = f.read(4096).split(b'\n')[0].rstrip(b'\r')
-    except OSError as e: raise type(e)(f'{legible(path)} cannot be read ({e.strerror}): it is to hold the passphrase, in its first line.') from None
-    if not line: raise ValueError(f'{legible(path)} is empty: it is to hold the passphrase, in its first line.')
+    except OSError as e: raise type(e)(f'{legible(path)} cannot be read ({e.strerror}): it is to hold the {what}, in its first line.') from None
+    if not line: raise ValueError(f'{legible(path)} is empty: it is to hold the {what}, in its first line.')
     return line.decode('utf-8', 'surrogateescape')
 
 def ask_passphrase(
-    twice:bool=False, # for a new one
+    twice:bool=False,      # for a new one
+    what:str='passphrase', # or phrase
 )->str:
     "Ask for a passphrase, which is not shown; where nobody can be asked without showing it, say so."
     from getpass import GetPassWarning, getpass
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('error', GetPassWarning)
-            word = getpass('Passphrase: ')
+            word = getpass(f'{what.capitalize()}: ')
             if twice and getpass('Once more: ')!=word: raise ValueError('That was typed in two ways: try again.')
-    except (GetPassWarning, EOFError): raise ValueError('A passphrase is needed, and there is no terminal to type it: --passphrase-file names a file that holds it.') from None
+    except (GetPassWarning, EOFError): raise ValueError(f'A {what} is needed, and there is no terminal to type it: --{what}-file names a file that holds it.') from None
     return word

@@ -197,6 +197,8 @@ def _add_use(command):
     protect.add_argument('--pattern', default='', help='on names in SRC, for --train and --verify: regular expression with the groups identity and camera (default: a manifest, or names like those of Market-1501)')
     recover.add_argument('--key', type=Path, metavar='KEY', help='file from privreid export --for recover, or a run folder')
     recover.add_argument('--passphrase-file', type=Path, metavar='FILE', help='holds the passphrase of an encrypted key (default: it is asked for)')
+    protect.add_argument('--phrase-file', type=Path, metavar='FILE', help='of a run that was trained with --keyed: holds the phrase, in its first line (default: it is asked for); whoever recovers needs it beside the key, and it is kept nowhere')
+    recover.add_argument('--phrase-file', type=Path, metavar='FILE', help='of a run that was trained with --keyed: holds the phrase that protect had (default: it is asked for); nothing tells that it is wrong: what comes out is what the network makes of it')
     recover.add_argument('--names', type=Path, metavar='LIST', help='the list that protect --rename wrote: gives the names back')
     hide.add_argument('--method', default='blur', help='blur, pixelation or noise (default: %(default)s)')
     hide.add_argument('--strength', type=float, help="of the method, at a height of 256 pixels for blur and pixelation (default: the paper's)")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECORD', 'WORK', 'RECORD_BYTES', 'named', 'safe_name', 'check_sides', 'hash_of', 'intact', 'read_bounded',
-           'read_record', 'refuse_mixed', 'pictures_below', 'Output', 'filled']
+           'read_record', 'refuse_mixed', 'pictures_below', 'begun_job', 'Output', 'filled']
 
 # %% ../nbs/behind_tree.ipynb #99df9fd5
 import json, os, secrets, shutil
@@ -145,6 +145,27 @@ def pictures_below(
     return source, names, {n: 'in a format that Pillow does not read by itself' for n in others.get('unopened', [])}, len(others.get('foreign', []))
 
 # %% ../nbs/behind_tree.ipynb #cd19701a
+def _journal_in(work:Path)->tuple[dict|None,bool,list[dict]]: # of which job, whether it began anew, and what was done; a torn last line is none
+    path,found = work/'journal', []
+    if not path.is_file() or path.is_symlink() or path.stat().st_size>RECORD_BYTES: return None, False, []
+    for line in path.read_bytes().split(b'\n')[:-1]:
+        try: row = json.loads(line)
+        except (ValueError, RecursionError): break
+        if misfit(row, {'name': safe_name, 'size?': check_sides, 'sha256?': _SHA256} if found else dict(job={str: _WORDS}, fresh=bool)): break
+        found.append(row)
+    return (found[0]['job'], found[0]['fresh'], found[1:]) if found else (None, False, [])
+
+def begun_job(
+    folder:Path|str,   # or an archive
+    force:bool=False,  # what is finished is written over, and does not count
+)->dict|None:          # None: there is none
+    "The job that a folder was begun or finished with, as `filled` would go on with it."
+    folder = expand(folder)
+    at = folder.with_name(f'{folder.name}.filling') if is_shard(folder) else folder
+    job = _journal_in(at/WORK)[0]
+    if job is not None or force: return job
+    return next((found['job'] for f in dict.fromkeys((at, folder)) if (found := read_record(f))), None)
+
 class Output:
     "A folder that is filled: what is finished counts, what was interrupted goes on."
     def __init__(self,
@@ -162,7 +183,7 @@ class Output:
 
     def _look(self):
         "What another process, killed or not, has left."
-        before,(job,fresh,lines) = read_record(self.folder), self._journal()
+        before,(job,fresh,lines) = read_record(self.folder), _journal_in(self.work)
         at_work = job==self.job
         if before and before['job']!=self.job and not (self.force or at_work and fresh):
             raise FileExistsError(f'{legible(self.folder)} was made by another command ({legible(strict_json(before["job"]), 120)}): name another folder, or say --force.')
@@ -175,16 +196,6 @@ class Output:
         for tmp in self.work.glob('*.tmp'): remove(tmp)
         kept = [dict(job=self.job, fresh=self.fresh)]+[dict(name=n)|self.done.get(n, {}) for n in sorted(self.begun)]
         write_text(''.join(strict_json(k)+'\n' for k in kept), self.work/'journal', private=True)
-
-    def _journal(self)->tuple[dict|None,bool,list[dict]]: # of which job, whether it began anew, and what was done; a torn last line is none
-        path,found = self.work/'journal', []
-        if not path.is_file() or path.is_symlink() or path.stat().st_size>RECORD_BYTES: return None, False, []
-        for line in path.read_bytes().split(b'\n')[:-1]:
-            try: row = json.loads(line)
-            except (ValueError, RecursionError): break
-            if misfit(row, {'name': safe_name, 'size?': check_sides, 'sha256?': _SHA256} if found else dict(job={str: _WORDS}, fresh=bool)): break
-            found.append(row)
-        return (found[0]['job'], found[0]['fresh'], found[1:]) if found else (None, False, [])
 
     def _intact(self, name:str, made:dict)->bool:
         return intact(self.folder/name, made)

@@ -11,6 +11,12 @@ def _passphrase(args):
     from privreid.locks import ask_passphrase, passphrase_in
     return passphrase_in(args.passphrase_file) if args.passphrase_file else ask_passphrase
 
+def _phrase(args, twice:bool=False):
+    "The phrase of a keyed collection that was named, or what asks for it, once for all archives."
+    from functools import cache, partial
+    from privreid.locks import ask_passphrase, passphrase_in
+    return passphrase_in(args.phrase_file, 'phrase') if args.phrase_file else cache(partial(ask_passphrase, twice, 'phrase'))
+
 def _export(args)->None:
     from privreid.bundles import export, info
     from privreid.locks import ask_passphrase
@@ -44,6 +50,7 @@ def _moves(args)->bool:
     said = args.boxes or args.exact or getattr(args, 'track', None) or getattr(args, 'grant', False)
     moves = bool(said or is_video(args.source) or args.command=='recover' and (args.source/BOXES).is_file())
     if moves and (args.engine!='plain' or args.from_tar): raise ValueError('--engine and --from-tar are for pictures, not for films.')
+    if moves and args.phrase_file: raise ValueError('--phrase-file is for pictures, not for films: their anonymizers take no phrase.')
     return moves
 
 def _protect_film(args)->int:
@@ -86,14 +93,15 @@ def _protect(args)->int:
     if _moves(args): return _protect_film(args)
     from privreid.deploy import protect_folder
     if not (args.bundle or args.train): raise ValueError('protect needs an anonymizer: --with BUNDLE or --with RUN, which privreid train makes, or --train, which trains one on SRC itself.')
-    return _large(args, lambda source, out, how: protect_folder(source, args.bundle, out, args.arm, args.size, args.format, args.quality, args.rename, tuple(args.keep), args.force, args.verify, args.device, args.batch, args.train, args.pattern, **how))
+    phrase = _phrase(args, True)
+    return _large(args, lambda source, out, how: protect_folder(source, args.bundle, out, args.arm, args.size, args.format, args.quality, args.rename, tuple(args.keep), args.force, args.verify, args.device, args.batch, args.train, args.pattern, **how, phrase=phrase))
 
 def _recover(args)->int:
     if _moves(args): return _recover_film(args)
     if not args.key: raise ValueError('recover needs the key: --key KEY, from privreid export --for recover, or --key RUN.')
     from privreid.deploy import recover_folder
-    passphrase = _passphrase(args)
-    return _large(args, lambda source, out, how: recover_folder(source, args.key, out, args.arm, args.names, args.force, args.device, args.batch, passphrase, **how))
+    passphrase,phrase = _passphrase(args), _phrase(args)
+    return _large(args, lambda source, out, how: recover_folder(source, args.key, out, args.arm, args.names, args.force, args.device, args.batch, passphrase, **how, phrase=phrase))
 
 def _desensitize(args)->int:
     from privreid.deploy import desensitize_folder

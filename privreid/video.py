@@ -18,6 +18,7 @@ from .files import expand, legible
 from .filmed import BARE, BOXES, Filmed, agreed_boxes, beside, facts_for, facts_of, make_video, refuse_target
 from .films import Film, frame_numbers, is_video, way_of
 from .folder import write_json
+from .keyed import refuse_keyed
 from .outlet import convert, encoded, how_written, sources_of
 from .pictures import read_image
 from .shards import is_shard
@@ -60,7 +61,8 @@ def protect_film(
     source,out,bare = expand(source), expand(out), choice(bare, BARE, 'bare')
     check_number(margin, 'margin', least=0, most=1)
     if is_video(source) and not source.exists(): raise FileNotFoundError(f'{legible(source)} is not there: name a video, or a folder of frames.')
-    hides = bundle if isinstance(bundle, Anonymizer) else Anonymizer.load(bundle, arm, device, batch)
+    hides = bundle if isinstance(bundle, Anonymizer) else Anonymizer.read(bundle, arm, device, batch)
+    refuse_keyed(hides.keyed, 'Protecting a film')
     if source.is_dir() and is_video(out): raise ValueError(f'{legible(source)} is a folder of frames, and {legible(out)} would be a video: name a folder.')
     job = dict(what='protect boxes', pair=hides.pair, arm=hides.arm, height=hides.size[0], width=hides.size[1])
     if source.is_dir(): return _protect_folder(source, boxes, hides, out, job, margin, fill, bare, format, quality, force)
@@ -151,7 +153,8 @@ def recover_film(
     source,out = expand(source), expand(out)
     facts,boxes,margin,pair = _agreed_facts(source, boxes, margin, force)
     tracks = _known_tracks(tracks, boxes)
-    shows = key if isinstance(key, Recovery) else Recovery.load(key, arm, device, batch, passphrase, pair)
+    shows = key if isinstance(key, Recovery) else Recovery.read(key, arm, device, batch, passphrase, pair)
+    refuse_keyed(shows.keyed, 'Recovering a film')
     if pair and shows.pair!=pair: raise ValueError(f'This is the key of pair {shows.pair[:8]}, and {legible(source)} was protected by pair {pair[:8]}: it cannot bring anybody back.')
     shown = sum(len(rows) if tracks is None else int(np.isin(rows[:,4], list(tracks)).sum()) for rows in boxes.at.values())
     job = dict(what='recover boxes', pair=shows.pair, arm=shows.arm, tracks='all' if tracks is None else ' '.join(map(str, sorted(tracks))))

@@ -1,22 +1,31 @@
 "A secret beside the picture: what it costs to guess, where it is kept, and that nothing changes for who asks for none."
-import hashlib, json, os, stat
+import hashlib, json, os, pickle, stat
+from dataclasses import asdict
+import numpy as np
 import pytest, torch
 from accelerate import Accelerator
 from hypothesis import given, strategies as st
-from privreid.arms import ARM_FOLDERS
-from privreid.bundles import export, from_run
+from PIL import Image
+from privreid import deploy
+from privreid.arms import ARM_FOLDERS, Arm
+from privreid.boxes import protect_boxes
+from privreid.bundles import export, from_run, info, packed, read_bundle
 from privreid.checkpoint import Checkpoint
+from privreid.cli import main
 from privreid.codec import via_file
 from privreid.config import Config, preset, read_config
 from privreid.data import SyntheticPedestrians, to_float, to_uint8
-from privreid.deploy import Anonymizer, Recovery
+from privreid.deploy import Anonymizer, Recovery, protect_folder, salt_of
 from privreid.desensitize import Blur
 from privreid.experiments import run_experiment
+from privreid.export import export_onnx
+from privreid.folder import write_json
 from privreid.joint import Trainer
 from privreid.keyed import KEYED, PAD_LEVELS, SCRYPT, TRIAL, PadReader, PadWriter, Salt, SignsReader, SignsWriter, draw_streams, generators_of, hide, new_salt, one_bit_off, unpadded, padded, read_salt, reveal, secret_for, secret_of, stream_of, streams, write_salt
 from privreid.pix2pix import PatchGAN, UNetGenerator
-from privreid.records import load_arm
-from privreid.training import JointTraining, Supervision
+from privreid.records import load_arm, save_arm
+from privreid.training import JointTraining, Supervision, agw_of
+from privreid.tree import RECORD
 
 SIZE = 64, 32
 TINY = dict(ngf=4, ndf=4, batch=8, epochs=2, milestones=(), freeze_bn=0, freeze_reid_bn=0, people=10, test_people=4)
@@ -295,9 +304,246 @@ def test_a_run_is_read_again_and_holds_no_secret(runs, way):
     at = folder/ARM_FOLDERS['w/o U']
     if os.name=='posix': assert stat.S_IMODE((at/'recovery.safetensors').stat().st_mode)==0o600
 
-@some_ways
-@pytest.mark.parametrize('use', [lambda r,t: export(r, 'protect', t), lambda r,t: export(r, 'recover', t), lambda r,t: Anonymizer.load(r), lambda r,t: Recovery.load(r), lambda r,t: from_run(r, 'reid')], ids=['protect', 'recover', 'Anonymizer', 'Recovery', 'reid'])
-def test_bundles_and_folders_say_that_they_know_no_secret(runs, way, use, tmp_path, one_line):
-    with pytest.raises(ValueError) as e: use(runs[way], tmp_path/'out')
-    one_line(e.value, 'keyed', way)
-    assert not (tmp_path/'out').exists() or not list((tmp_path/'out').iterdir())
+# --- bundles and folders
+
+@pytest.fixture(scope='module')
+def raw_runs(tmp_path_factory):
+    "The folder of a run of each way whose networks have learnt nothing, and its bundles."
+    class Runs(dict):
+        def __missing__(self, way):
+            folder,cfg = tmp_path_factory.mktemp(f'raw-{way}'), preset('demo', keyed=way, ngf=4)
+            torch.manual_seed(0)
+            write_json(asdict(cfg)|dict(run=dict(arms=['w/o U'], identities=96)), folder/'run'/'config.json')
+            save_arm(Arm('w/o U', agw_of(cfg, 96), *generators_of(way, cfg.size, 4)), folder/'run')
+            self[way] = dict(run=folder/'run', share=export(folder/'run', 'protect', folder/'share'), key=export(folder/'run', 'recover', folder/'key'))
+            return self[way]
+    return Runs()
+
+@pytest.fixture
+def cheap(monkeypatch): monkeypatch.setattr(deploy, 'new_salt', lambda: Salt(os.urandom(16).hex(), n=2**14))
+
+@pytest.fixture
+def say(tmp_path, capsys, monkeypatch):
+    "The command, its exit code and what it said; the phrases are in no file but their own, and in nothing that was said."
+    for name,phrase in PHRASES.items(): (tmp_path/name).write_text(phrase+'\n')
+    said = []
+    def call(*args):
+        code = main([str(a) for a in args])
+        said.append(capsys.readouterr())
+        return code, said[-1].out, said[-1].err
+    yield call
+    needles = [form for phrase in PHRASES.values() for form in (phrase.encode(), phrase.encode('utf-16-le'))]
+    for f in tmp_path.rglob('*'):
+        if f.is_file() and f.name not in PHRASES: assert not any(n in f.read_bytes() for n in needles), f
+    assert not any(p in text for p in PHRASES.values() for out in said for text in out)
+
+PHRASES = dict(right='four horses, one gate', wrong='five horses, one gate')
+
+def photos(folder, n=5, size=(64,32)):
+    people = SyntheticPedestrians(size=size, seed=99).split([(p, p%2, 0) for p in range(n)]).images.permute(0,2,3,1).numpy()
+    for i,im in enumerate(people):
+        (folder/f'd{i%2}').mkdir(parents=True, exist_ok=True)
+        Image.fromarray(im).save(folder/f'd{i%2}'/f'{i}.png')
+    return folder
+
+def tree(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+def pngs(folder): return {k: v for k,v in tree(folder).items() if k.endswith('.png')}
+def pixels(path): return np.asarray(Image.open(path).convert('RGB')).astype(int)
+def off_by(a, b): return float(np.mean([np.abs(pixels(a/n)-pixels(b/n)).mean() for n in pngs(a)]))
+
+def test_there_and_back_with_a_pad(raw_runs, tmp_path, say, cheap):
+    src,made = photos(tmp_path/'src', size=(80,40)), raw_runs['pad']
+    hide,show = ('protect', src, '--with', made['share'], '--device', 'cpu', '--phrase-file'), ('recover', tmp_path/'out', '--key', made['key'], '--device', 'cpu', '--phrase-file')
+    assert say(*hide, tmp_path/'right', '--out', tmp_path/'out')[0]==0
+    assert 'secret' not in (tmp_path/'out'/RECORD).read_text() and salt_of(tmp_path/'out').n==2**14
+    for word in PHRASES: assert say(*show, tmp_path/word, '--out', tmp_path/f'{word} back')[0]==0   # nothing tells which is which
+    right,wrong = off_by(tmp_path/'right back', src), off_by(tmp_path/'wrong back', src)
+    assert right<30 and right<.35*wrong, (right, wrong)
+    code,_,err = say(*show, tmp_path/'right', '--out', tmp_path/'wrong back')   # a second try does not stop at what the first has left
+    assert code==2 and 'another command' in err
+    for f in (tmp_path/'right back').rglob('*.png'): assert stat.S_IMODE(f.stat().st_mode)==0o600
+    one = Recovery.load(made['key'], device='cpu', phrase=PHRASES['right'], salt=salt_of(tmp_path/'out'))
+    name = 'd1/3.png'
+    assert (np.asarray(one(tmp_path/'out'/name, names=name))==pixels(tmp_path/'right back'/name)).all()
+    assert say('protect', src, '--with', made['run'], '--device', 'cpu', '--phrase-file', tmp_path/'right', '--out', tmp_path/'more')[0]==0
+    assert salt_of(tmp_path/'more')!=salt_of(tmp_path/'out') and not set(pngs(tmp_path/'more').values())&set(pngs(tmp_path/'out').values())
+
+@each_way
+def test_one_secret_for_each_picture(raw_runs, tmp_path, cheap, way, monkeypatch):
+    "The same phrase, salt and name: the same bytes. Another of any of them: others."
+    src,salts = photos(tmp_path/'src', 2), [CHEAP]*3+[Salt('5b'*16, n=2**14)]
+    (src/'d0'/'same.png').write_bytes((src/'d0'/'0.png').read_bytes())
+    monkeypatch.setattr(deploy, 'new_salt', lambda: salts.pop(0))
+    def made(name, phrase): protect_folder(src, raw_runs[way]['share'], tmp_path/name, phrase=phrase, device='cpu'); return pngs(tmp_path/name)
+    first,again,other,elsewhere = made('a', 'one'), made('b', 'one'), made('c', 'two'), made('d', 'one')
+    assert first==again and len(set(first.values()))==3 and first['d0/0.png']!=first['d0/same.png']
+    for name in first: assert len({m[name] for m in (first, other, elsewhere)})==3
+
+@each_way
+def test_killed_and_repeated(raw_runs, tmp_path, monkeypatch, way, cheap, one_line):
+    from privreid import tree as t
+    src,steps,old = photos(tmp_path/'src'), [0], t.Output.put
+    def act(phrase='right', out='out', **more): return protect_folder(src, raw_runs[way]['share'], tmp_path/out, batch=2, phrase=phrase, device='cpu', **more)
+    class Killed(BaseException): pass
+    def dies(self, *args):
+        steps[0] += 1
+        if steps[0]==4: raise Killed
+        return old(self, *args)
+    monkeypatch.setattr(t.Output, 'put', dies)
+    with pytest.raises(Killed): act()
+    monkeypatch.undo()
+    monkeypatch.setattr(deploy, 'new_salt', lambda: 1/0)
+    some = pngs(tmp_path/'out')
+    with pytest.raises(ValueError) as e: act('wrong')
+    one_line(e.value, 'another phrase', tmp_path/'out')
+    assert pngs(tmp_path/'out')==some and len(some)==3
+    assert act().pictures==5
+    salt,whole = salt_of(tmp_path/'out'), tree(tmp_path/'out')
+    monkeypatch.setattr(deploy, 'new_salt', lambda: salt)
+    act(out='whole')
+    assert tree(tmp_path/'whole')==whole
+    with pytest.raises(ValueError): act('wrong')
+    assert act().new==0 and tree(tmp_path/'out')==whole
+    monkeypatch.setattr(deploy, 'new_salt', lambda: CHEAP)
+    assert act('wrong', force=True).new==5 and salt_of(tmp_path/'out')==CHEAP   # all anew, with a salt of its own
+
+def test_a_name_is_for_one_picture(raw_runs, tmp_path, cheap, one_line):
+    "Or two pictures under one pad would give each other away."
+    src = photos(tmp_path/'src', 2)
+    def act(): return protect_folder(src, raw_runs['pad']['share'], tmp_path/'out', phrase='one', device='cpu')
+    act()
+    before = tree(tmp_path/'out')
+    (tmp_path/'out'/'d0'/'0.png').unlink()
+    assert act().new==1 and tree(tmp_path/'out')==before
+    (tmp_path/'out'/'d0'/'0.png').unlink()
+    (src/'d0'/'0.png').write_bytes((src/'d1'/'1.png').read_bytes())
+    with pytest.raises(ValueError) as e: act()
+    one_line(e.value, 'd0/0.png', '--force')
+    assert not (tmp_path/'out'/'d0'/'0.png').exists()
+
+def test_archives_have_a_salt_each(raw_runs, tmp_path, say, cheap):
+    import tarfile
+    src = photos(tmp_path/'src', 4)
+    for d in ('d0', 'd1'):
+        with tarfile.open(tmp_path/f'{d}.tar', 'w') as t: t.add(src/d, d)
+    (tmp_path/'tars').mkdir()
+    for d in ('d0', 'd1'): (tmp_path/f'{d}.tar').rename(tmp_path/'tars'/f'{d}.tar')
+    made = raw_runs['pad']
+    def hide(): return say('protect', tmp_path/'tars', '--from-tar', '--with', made['share'], '--phrase-file', tmp_path/'right', '--device', 'cpu', '--out', tmp_path/'out')
+    assert hide()[0]==0
+    whole = tree(tmp_path/'out')
+    assert hide()[0]==0 and tree(tmp_path/'out')==whole and salt_of(tmp_path/'out'/'d0.tar')!=salt_of(tmp_path/'out'/'d1.tar')
+    assert say('recover', tmp_path/'out'/'d1.tar', '--key', made['key'], '--phrase-file', tmp_path/'right', '--device', 'cpu', '--out', tmp_path/'back')[0]==0
+    assert off_by(tmp_path/'back', src)<30
+
+def test_random_names_and_small_pictures(raw_runs, tmp_path, say, cheap):
+    src,made = photos(tmp_path/'src', 2), raw_runs['pad']
+    Image.fromarray(np.zeros((20, 10, 3), np.uint8)).save(src/'small.png')
+    hide = 'protect', src, '--with', made['share'], '--phrase-file', tmp_path/'right', '--device', 'cpu'
+    code,out,_ = say(*hide, '--rename', tmp_path/'names', '--out', tmp_path/'out')
+    assert code==1 and '--size network' in out and len(pngs(tmp_path/'out'))==2
+    assert say('recover', tmp_path/'out', '--key', made['key'], '--names', tmp_path/'names', '--phrase-file', tmp_path/'right', '--device', 'cpu', '--out', tmp_path/'back')[0]==0
+    assert off_by(tmp_path/'back', src)<30 and set(pngs(tmp_path/'back'))=={'d0/0.png', 'd1/1.png'}
+    assert say(*hide, '--size', 'network', '--out', tmp_path/'all')[0]==0
+
+def test_what_is_refused(raw_runs, tmp_path, say, cheap, monkeypatch):
+    from getpass import GetPassWarning
+    def nobody(*_): raise GetPassWarning
+    monkeypatch.setattr('getpass.getpass', nobody)
+    src,pad,plain,phrase = photos(tmp_path/'src', 2), raw_runs['pad'], raw_runs[''], ('--phrase-file', tmp_path/'right')
+    def no(*args, words):
+        code,out,err = say(*args, '--device', 'cpu', '--out', tmp_path/'x')
+        assert code==2 and not out and err.count('\n')==1 and all(w in err for w in words), err
+        assert not (tmp_path/'x').exists()
+    no('protect', src, '--with', pad['share'], words=['--phrase-file', 'terminal'])
+    no('protect', src, '--with', plain['share'], *phrase, words=['takes none'])
+    no('protect', src, '--train', *phrase, words=['phrase'])
+    no('protect', src, '--with', pad['share'], '--format', 'jpeg', *phrase, words=['JPEG'])
+    no('protect', src, '--with', pad['share'], '--engine', 'ray', *phrase, words=['keyed', 'ray'])
+    no('protect', src, '--with', pad['share'], '--phrase-file', tmp_path/'none', words=['none', 'phrase'])
+    (tmp_path/'boxes.json').write_text('{"1": [[1, 1, 20, 30]], "2": [[1, 1, 20, 30]]}')
+    no('protect', src, '--with', pad['share'], '--boxes', tmp_path/'boxes.json', words=['film', 'keyed'])
+    no('protect', src, '--with', pad['share'], '--boxes', tmp_path/'boxes.json', *phrase, words=['--phrase-file', 'film'])
+    assert say('protect', src, '--with', pad['share'], '--device', 'cpu', *phrase, '--out', tmp_path/'out')[0]==0
+    back = 'recover', tmp_path/'out', '--key', pad['key']
+    no(*back, words=['--phrase-file', 'terminal'])
+    no(*back, *phrase, '--engine', 'ray', words=['keyed', 'ray'])
+    no('recover', tmp_path/'out', '--key', plain['key'], *phrase, words=['pair'])
+    record = json.loads((tmp_path/'out'/RECORD).read_text())
+    for changes in (dict(salt=None), dict(salt='00'), dict(salt=7), dict(n=None), dict(n=2**40), dict(n=12345), dict(r=9), dict(p='x')):
+        (tmp_path/'out'/RECORD).write_text(json.dumps(record|dict(job={k: v for k,v in (record['job']|changes).items() if v is not None})))
+        no(*back, *phrase, words=['salt', RECORD])
+        code,_,err = say('protect', src, '--with', pad['share'], '--device', 'cpu', *phrase, '--out', tmp_path/'out')
+        assert code==2 and 'salt' in err and err.count('\n')==1
+    (tmp_path/'out'/RECORD).unlink()
+    no(*back, '--force', *phrase, words=['salt', RECORD])
+
+def test_signs_go_through_jpeg_with_a_warning(raw_runs, tmp_path, say, cheap):
+    code,_,err = say('protect', photos(tmp_path/'src', 2), '--with', raw_runs['signs']['share'], '--format', 'jpeg', '--phrase-file', tmp_path/'right', '--device', 'cpu', '--out', tmp_path/'out')
+    assert code==0 and 'JPEG loses' in err
+    assert say('recover', tmp_path/'out', '--key', raw_runs['signs']['key'], '--phrase-file', tmp_path/'right', '--device', 'cpu', '--out', tmp_path/'back')[0]==0
+
+def test_the_phrase_is_asked_for(raw_runs, tmp_path, cheap, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr('getpass.getpass', lambda prompt: asked.append(prompt) or 'typed in')
+    assert main(['protect', str(photos(tmp_path/'src', 2)), '--with', str(raw_runs['pad']['share']), '--device', 'cpu', '--out', str(tmp_path/'out')])==0
+    assert asked==['Phrase: ', 'Once more: ']
+    assert main(['recover', str(tmp_path/'out'), '--key', str(raw_runs['pad']['key']), '--device', 'cpu', '--out', str(tmp_path/'back')])==0
+    assert len(asked)==3 and off_by(tmp_path/'back', tmp_path/'src')<30 and 'typed in' not in str(capsys.readouterr())
+
+@each_way
+def test_a_bundle_says_that_it_is_keyed(raw_runs, way, one_line):
+    for role,kinds in dict(share=(SignsWriter, PadWriter), key=(SignsReader, PadReader)).items():
+        path = raw_runs[way][role]
+        bundle = read_bundle(path, 'protect' if role=='share' else 'recover')
+        net = bundle.net()
+        assert bundle.facts['keyed']==way and type(net) is kinds[way=='pad'] and net.stream is None and 'phrase' in info(path)
+        for keyed in ({*KEYED, 'yes', 3}-{way}):
+            with pytest.raises(ValueError) as e: packed(bundle.facts|dict(keyed=keyed), bundle.tensors)
+            one_line(e.value)
+        with pytest.raises(ValueError): packed({k: v for k,v in bundle.facts.items() if k!='keyed'}, bundle.tensors)
+        with pytest.raises(ValueError) as e: export_onnx(path, bundle.facts['role'], path.parent/'onnx')
+        one_line(e.value, 'ONNX', way)
+        assert not (path.parent/'onnx').exists()
+    assert from_run(raw_runs[way]['run'], 'reid').facts['pair']==bundle.facts['pair']
+
+def test_a_bundle_without_the_field_is_not_keyed(raw_runs):
+    whole = raw_runs['']['share']
+    bundle = read_bundle(whole, 'protect')
+    assert 'keyed' not in bundle.facts and type(bundle.net()) is UNetGenerator and 'phrase' not in info(whole)
+
+def test_names_in_python(raw_runs, tmp_path, one_line):
+    made = raw_runs['pad']
+    for kind,path in ((Anonymizer, made['share']), (Recovery, made['key']), (Anonymizer, made['run'])):
+        with pytest.raises(ValueError) as e: kind.load(path, device='cpu')
+        one_line(e.value, 'phrase')
+    with pytest.raises(ValueError) as e: Recovery.load(made['key'], device='cpu', phrase='x')
+    one_line(e.value, 'salt')
+    with pytest.raises(ValueError) as e: Anonymizer.load(raw_runs['']['share'], device='cpu', phrase='x')
+    one_line(e.value, 'takes none')
+    hides = Anonymizer.load(made['share'], device='cpu', batch=2, phrase='x', salt=CHEAP)
+    shows,misses = (Recovery.load(made['key'], device='cpu', batch=2, phrase=p, salt=CHEAP) for p in ('x', 'y'))
+    u = to_uint8(pictures())
+    names = ['a', 'b', 'c']
+    p = hides(u, names=names)
+    assert torch.equal(p, hide(read_bundle(made['share'], 'protect').net(), to_float(u), secret_of('x', CHEAP), names))
+    def off(a): return (a.float()-u.float()).abs().mean()
+    assert off(shows(p, names=names))<.5*off(misses(p, names=names)) and off(shows(p, names=names))<.5*off(shows(p, names=['b', 'c', 'a']))
+    arrays = [im.permute(1,2,0).numpy() for im in u]
+    as_list = hides(arrays, names=names)
+    assert all((a==b.permute(1,2,0).numpy()).all() for a,b in zip(as_list, p)) and (hides(arrays[1], names='b')==as_list[1]).all()
+    files = [Image.fromarray(a) for a in arrays]
+    assert all((np.asarray(a)==b).all() for a,b in zip(hides(files, names=names), as_list))
+    assert torch.equal(to_uint8(hides(to_float(u), names=names)), p)
+    for wrong in (None, ['a', 'b'], ['a', 'b', 'b'], 'a'):
+        for given in (u, to_float(u), arrays, files):
+            with pytest.raises(ValueError) as e: hides(given, names=wrong)
+            one_line(e.value, 'names=')
+    with pytest.raises(ValueError) as e: Anonymizer.load(raw_runs['']['share'], device='cpu')(u, names=names)
+    one_line(e.value, 'names')
+    sent = pickle.dumps(hides)
+    assert hides.secret not in sent
+    with pytest.raises(ValueError) as e: pickle.loads(sent)(u, names=names)
+    one_line(e.value, 'unlock')
+    with pytest.raises(ValueError) as e: protect_boxes(arrays[0], [[1, 1, 20, 30]], hides)
+    one_line(e.value, 'keyed')
