@@ -16,9 +16,9 @@ GIVEN = {
     '04_translate': {'.5': 'a guess'},
     '05_recognise': {'1.72': 'in the figure', '4.61': 'in the figure', '2.39': 'in the figure', '3.32': 'in the figure', '90': 'one minus a tenth', '92.5': '.9 + .1/4', '70': 'a guess', '4.16': 'log 64',
                      '1.005': 'once, elsewhere', '9.82': 'once, elsewhere', '79': 'once, elsewhere', '52': 'once, elsewhere', '38': 'once, elsewhere', '67': 'once, elsewhere', '51': 'once, elsewhere', '66': 'once, elsewhere'},
-    '06_together': {'4.16': '3.47 + .69'},
+    '06_together': {'4.16': '3.47 + .69', '.65': 'the entropy of a smoothed target of 32'},
     '07_upgrade': {'3.5': 'a section of the paper', '10.3': 'once, elsewhere', '11.9': 'once, elsewhere', '12.6': 'once, elsewhere', '150': 'an example', '.53': 'an exercise', '.54': 'an exercise', '.51': 'an exercise'},
-    '10_use': {'20.83': 'once, elsewhere', '20.87': 'once, elsewhere', '1.03': 'a difference of two printed', '1.59': 'a difference of two printed', '.87': 'a difference of two printed', '.21': 'a difference of two printed', '40': 'Wilson\'s interval of 5 of 24'}}
+    '10_use': {'20.83': 'once, elsewhere', '20.87': 'once, elsewhere', '1.03': 'a difference of two printed', '1.59': 'a difference of two printed', '.87': 'a difference of two printed', '.27': 'a difference of two printed', '3.5': 'a difference of two printed', '.21': 'a difference of two printed', '40': 'Wilson\'s interval of 5 of 24'}}
 
 def numbers(text:str)->list[tuple[float,int]]: # value, digits behind the point
     return [(float((whole or '0').replace(',', '')+(rest or '')), len(rest)-1 if rest else 0) for whole,rest in NUMBER.findall(text) if whole or rest]
