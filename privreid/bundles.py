@@ -298,7 +298,7 @@ def info(path:Path|str)->str:
     if not encrypted: unpacked(expand(path).read_bytes(), path)   # say nothing good about a damaged file
     role = facts['role']
     what = 'encrypted with a passphrase' if encrypted else f"arm {facts['arm']}, pictures of {facts['height']} x {facts['width']}"
-    lines = [f"{ROLES[role]} of pair {facts['pair'][:8]}, {what}", _ADVICE[role]]
+    lines = [f"{ROLES[role]} of pair {facts['pair'][:8]}, {what}", _ADVICE[role].replace('there is no other lock', 'the phrase is what is left') if facts.get('keyed')=='pad' else _ADVICE[role]]
     if role=='recover' and os.name=='posix' and expand(path).stat().st_mode&0o077: lines.append('WARNING: others on this computer can read it: chmod 600, and see who could have.')
     if encrypted: return '\n'.join(lines+['Without the passphrase nothing more can be said, not even that it is whole.'])
     lines.append(f"Trained on: {facts['data']}, {facts['desensitizer']}, {facts['epochs']} epochs; run {facts['run'][:8]}; exported {legible(facts['made'], 20)} by {', '.join(f'{legible(k, 20)} {legible(v, 20)}' for k,v in facts['versions'].items())}")

@@ -27,6 +27,7 @@ from .datasets import read_split
 from .desensitize import DESENSITIZER_ALIASES, DESENSITIZERS
 from .experiments import run_experiment
 from .files import expand, legible
+from .folder import write_json
 from .keyed import LOCKS, SALTED, Salt, new_salt, refuse_keyed, salt_in, secret_for, secret_of, streams
 from .listings import refuse_unusable
 from .machine import accelerator_on
@@ -35,8 +36,8 @@ from .outlet import KEEP, Done, convert, encoded, fill, how_written, names_back,
 from .outsider import known_people, pattern_for, told_by_outsider
 from .pictures import read_image
 from .records import load_run
-from .shards import contents, shards_of
-from .tree import RECORD, Output, begun_job, filled, named, pictures_below, read_record, refuse_mixed
+from .shards import contents, member, shards_of
+from .tree import RECORD, Output, begun_job, filled, hash_of, named, pictures_below, read_record, refuse_mixed
 
 # %% ../nbs/behind_deploy.ipynb #1b390db0
 def _steps(n:int, m:int)->np.ndarray: # m>=n: for each of m pixels the one of n that it lies on
@@ -284,6 +285,7 @@ def _begin(
 )->dict:             # the job, with its salt
     "Give a keyed network the phrase, and the salt of a folder that was begun, or else a new one."
     if not hides.keyed:
+        if 'salt' in (begun_job(out, force) or {}): raise ValueError(f'{legible(expand(out))} was begun with a phrase, and this anonymizer takes none: is it the same? Name another folder, or say --force.')
         hides.unlock(phrase)
         return job
     job,before = job|dict(keyed=hides.keyed), begun_job(out, force)
@@ -304,7 +306,7 @@ class _Protecting:
     def change(self, seen):
         made = [(im, *rest) for im,(_,*rest) in zip(self.hides.small([s[0] for s in seen], True, [s[3] for s in seen]), seen)]
         for m in made:
-            if self.was and self.was.get(m[3]) not in (None, sha256(self.encode(m)[0]).hexdigest()): raise ValueError(f'{legible(m[3])} was another picture before, or had another phrase: under one salt a name is for one picture, or the two give each other away. Name another folder, or say --force for a new salt.')
+            if m[3] in self.was and sha256(self.encode(m)[0]).hexdigest()!=self.was[m[3]]: raise ValueError(f'{legible(m[3])} was another picture before, or had another phrase: under one salt a name is for one picture, or the two give each other away. Name another folder, or say --force for a new salt.')
         return made
     def encode(self, made): return encoded(made[0] if self.network else enlarged(made[0], made[1]), self.format, self.quality, made[2]), made[1]
     def of_made(self, im): return im if self.network else reduced(im, self.hides.size)
@@ -312,9 +314,12 @@ class _Protecting:
     def under_phrase(self, out:Output, sources:dict, decode, change, encode, batch:int=16, what:str='pictures')->dict[str,str]:
         "The same as `convert`, for pictures that have a secret each. What was done with another phrase is not gone on with."
         before,named = read_record(out.folder), {n: (path, n) for n,path in sources.items()}
-        self.was = {n: v['sha256'] for n,v in before['pictures'].items()} if before and before['job']==out.job else {}
-        found = [self._agrees(out, n, named[n]) for n in [n for n in sorted(out.done) if n in named][:3]]
-        if False in found and True not in found: raise ValueError(f'{legible(out.folder)} was begun with another phrase, or its originals have changed: what is there is not what this phrase makes of them. Give the phrase that it was begun with, or name another folder.')
+        self.was = dict(out.was)
+        found = [self._agrees(out, n, named[n]) for n in sorted([n for n in out.was if n in named], key=lambda n: (n not in out.done, n))[:3]]
+        if out.was and not {True, False}&set(found): raise ValueError(f'{legible(out.folder)} was begun with pictures of which none is in {legible(next(iter(sources.values())).parent)}: whether this is their phrase cannot be told, and one folder has one phrase. Name another folder.')
+        if out.was and True not in found: raise ValueError(f'{legible(out.folder)} was begun with another phrase, or its originals have changed: what is there is not what this phrase makes of them. Give the phrase that it was begun with, or name another folder.')
+        if before and 'salt' in before['job'] and before['job']!=out.job:   # --force: what stays there of before needs its old salt
+            write_json(before, out.folder/f"privreid-{salt_in(before['job'], out.folder/RECORD).salt[:8]}.json")
         return convert(out, named, decode, change, encode, batch, what)
 
     def _agrees(self, out:Output, name:str, at:tuple)->bool|None: # None: nobody can tell
@@ -324,7 +329,8 @@ class _Protecting:
         def again(name): return self.encode((self.hides.small([seen[0]], True, [name])[0], *seen[1:]))[0]
         def pixels(whole): return np.asarray(Image.open(io.BytesIO(whole)).convert('RGB')).astype(int)
         mine = again(name)
-        if sha256(mine).hexdigest()==out.done[name]['sha256']: return True
+        if sha256(mine).hexdigest()==out.was[name]: return True
+        if name not in out.done: return False
         there,mine,other = read_image(out.folder/name).astype(int), pixels(mine), pixels(again(f'{name}\n'))   # another machine computes a little differently, another secret much
         return there.shape==mine.shape and np.abs(there-mine).mean()<np.abs(there-other).mean()/2
 
@@ -384,6 +390,10 @@ class _Recovering:
     def change(self, seen): return list(zip(self.opens.small([s[0] for s in seen], True, [s[2] for s in seen] if self.opens.keyed else None), (s[1] for s in seen)))
     def encode(self, made): return encoded(self.opens.unfit(*made)), made[1]
 
+def _hash(path:Path)->str:
+    data = member(path)
+    return hash_of(path) if data is None else sha256(data).hexdigest()
+
 def recover_folder(
     source:Path|str,     # a folder or an archive that `protect_folder` has filled
     key:Path|str,        # a bundle for recover, or a run's folder
@@ -409,15 +419,16 @@ def recover_folder(
     refuse_mixed(root, out)
     opens.unlock(phrase, salt_of(root) if opens.keyed else None)
     made,old = before['pictures'] if before else {}, names_back(names) if names else {}
-    if before and not force: failed |= {n: 'it is not in privreid.json: not protected there, or renamed' for n in found if n not in made}
+    if before and (opens.keyed or not force): failed |= {n: 'it is not in privreid.json: not protected there, or renamed' for n in found if n not in made}
     else: made = {n: {} for n in found}|made
+    if opens.keyed and not force: failed |= {n: 'it is not the file that was protected: altered, or another command has begun to write over it; --force tries' for n in found if n in made and n not in failed and _hash(root/n)!=made[n]['sha256']}
     to = named([old.get(n, n) for n in found if n in made and n not in failed], '.png')
     came = {to[old.get(n, n)]: n for n in found if n in made and n not in failed}
     sources = {new: (root/n, made[n].get('size'), *[n]*bool(opens.keyed)) for new,n in came.items()}
     does = _Recovering(opens, bool(before) and before['job'].get('size')=='network')
     through = _engine(engine, workers, cluster, opens.device)
     job = dict(what='recover', pair=opens.pair, arm=opens.arm)
-    if opens.keyed: job['mark'] = hmac.digest(opens.secret, b'privreid mark 1', 'sha256')[:8].hex()   # or a second try, with another phrase, would find everything done
+    if opens.keyed: job['mark'] = hmac.digest(opens.secret, b'privreid mark 1', 'sha256')[:2].hex()   # or a second try, with another phrase, would find everything done
     with filled(out, root, job, force, private=True) as filling:
         was = len(filling.done)
         broken = through(filling, sources, does.decode, does.change, does.encode, batch, 'recovering')

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Iterator
 import numpy as np
 from .boxes import boxes_of
+from .deploy import Anonymizer
 from .exactkeys import HEX64, ExactKey, new_master, read_exact, refuse_key_there, refuse_without_master, write_key
 from .files import expand, legible, strict_json
 from .filmed import Filmed, refuse_target
 from .folder import COUNT, expect, hexadecimal, nothing, writing
+from .keyed import refuse_keyed
 from .sidecar import Sidecar, print_of, refuse_crowds, refuse_trackless, seal_film, sidecar_of
 from .tree import RECORD, intact, read_record
 from .video import protect_film, remade
@@ -159,6 +161,8 @@ def protect_exact(
 )->Filmed:
     "Hide the people of a film, and lock each of them up beside it."
     boxes,out = boxes_of(boxes), expand(out)
+    if not isinstance(bundle, Anonymizer): bundle = Anonymizer.read(bundle, options.get('arm', ''), options.get('device', ''), options.get('batch', 16))
+    refuse_keyed(bundle.keyed, 'Protecting a film')   # before a master key is made
     side = sidecar_of(out)
     refuse_trackless(boxes)
     if os.path.lexists(side) and not os.path.lexists(out) and not force: raise FileExistsError(f'{legible(side)} is there already: name another film, or say --force to write over it.')

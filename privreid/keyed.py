@@ -74,8 +74,9 @@ def secret_of(
     "The secret of a collection, at a cost."
     if not isinstance(phrase, str): raise TypeError(f'A phrase is text, not {type(phrase).__name__}.')   # what it is stands in no message
     if not phrase.strip(): raise ValueError('An empty phrase is no secret: type one.')
-    words = unicodedata.normalize('NFC', phrase).encode('utf-8', 'surrogateescape')   # one spelling on every keyboard
-    return hashlib.scrypt(words, salt=bytes.fromhex(salt.salt), n=salt.n, r=salt.r, p=salt.p, maxmem=2*128*salt.n*salt.r*salt.p, dklen=SECRET_BYTES)
+    try: words = unicodedata.normalize('NFC', phrase.encode('utf-16-le', 'surrogatepass').decode('utf-16-le', 'surrogatepass')).encode('utf-8', 'surrogateescape')   # one spelling on every keyboard; some terminals give an emoji in halves
+    except UnicodeError: raise ValueError('The phrase holds something that is no text.') from None
+    return hashlib.scrypt(words, salt=bytes.fromhex(salt.salt), n=salt.n, r=salt.r, p=salt.p, maxmem=2*128*(salt.n+salt.p)*salt.r, dklen=SECRET_BYTES)
 
 # %% ../nbs/behind_keyed.ipynb #4b1e0d09
 def check_secret(secret:bytes)->bytes:
@@ -127,7 +128,7 @@ def draw_streams(
 
 # %% ../nbs/behind_keyed.ipynb #4b1e0d0f
 class Keyed(UNetGenerator):
-    "A U-Net that takes a stream beside the picture. What it was given with `take` is in no file."
+    "A U-Net that takes a stream beside the picture. What it was given with `take` is in no state dict."
     def __init__(self,
         size:tuple[int,int]=(256,128), # H, W
         ngf:int=64,                    # channels of the first level
@@ -241,7 +242,7 @@ class PadReader(Keyed):
 KEYED = '', 'signs', 'pad'   # what `keyed` of a configuration may be
 TRIAL = bytes(SECRET_BYTES)  # everybody knows it: for measuring
 LOCKS = dict(signs='Signs, as they are trained here, lock nothing: with a wrong phrase about as much comes back as with the right one. Where the phrase is to count, train with keyed=pad.',
-             pad='The phrase locks what is under the pad, and not what the protected picture shows everybody.')   # as measured below
+             pad='The phrase locks what is under the pad, and not what the protected picture shows everybody, nor what an inverse that somebody trains makes of that.')   # as measured below
 
 _KINDS = {'': (UNetGenerator, UNetGenerator), 'signs': (SignsWriter, SignsReader), 'pad': (PadWriter, PadReader)}   # G_X, G_Y
 

@@ -101,6 +101,9 @@ def passphrase_in(
         with open(path, 'rb') as f: line = f.read(4096).split(b'\n')[0].rstrip(b'\r')
     except OSError as e: raise type(e)(f'{legible(path)} cannot be read ({e.strerror}): it is to hold the {what}, in its first line.') from None
     if not line: raise ValueError(f'{legible(path)} is empty: it is to hold the {what}, in its first line.')
+    if what=='phrase':   # marks that an editor puts before a text, and nobody types
+        if line[:2] in (b'\xff\xfe', b'\xfe\xff'): raise ValueError(f'{legible(path)} is UTF-16: save it as UTF-8, or what is typed would be another phrase.')
+        line = line.removeprefix(b'\xef\xbb\xbf')
     return line.decode('utf-8', 'surrogateescape')
 
 def ask_passphrase(
@@ -115,4 +118,5 @@ def ask_passphrase(
             word = getpass(f'{what.capitalize()}: ')
             if twice and getpass('Once more: ')!=word: raise ValueError('That was typed in two ways: try again.')
     except (GetPassWarning, EOFError): raise ValueError(f'A {what} is needed, and there is no terminal to type it: --{what}-file names a file that holds it.') from None
+    except UnicodeError: raise ValueError(f'What was typed is no text in the encoding of this terminal: --{what}-file names a file that holds it.') from None
     return word

@@ -68,7 +68,7 @@ def check_sides(
 _SHA256 = partial(hexadecimal, n=64)
 _MADE = dict(size=check_sides, sha256=_SHA256)|{str: nothing}
 _WORDS = str, int
-_SHAPE = {'format': FORMAT_1, 'job': {str: _WORDS}, 'pictures': {str: _MADE}, 'left_out': COUNT, str: nothing}
+_SHAPE = {'format': FORMAT_1, 'job': {str: _WORDS}, 'pictures': {str: _MADE}, 'left_out': COUNT, 'gone?': {str: _SHA256}, str: nothing}
 
 def hash_of(path:Path)->str: # 64 hexadecimal digits
     "SHA-256 of a file."
@@ -162,9 +162,9 @@ def begun_job(
     "The job that a folder was begun or finished with, as `filled` would go on with it."
     folder = expand(folder)
     at = folder.with_name(f'{folder.name}.filling') if is_shard(folder) else folder
-    job = _journal_in(at/WORK)[0]
-    if job is not None or force: return job
-    return next((found['job'] for f in dict.fromkeys((at, folder)) if (found := read_record(f))), None)
+    job,fresh,lines = _journal_in(at/WORK)
+    if job is not None and lines and (fresh or not force): return job   # where nothing was made, nothing is gone on with
+    return None if force else next((found['job'] for f in dict.fromkeys((at, folder)) if (found := read_record(f)) and (found['pictures'] or found.get('gone'))), None)
 
 class Output:
     "A folder that is filled: what is finished counts, what was interrupted goes on."
@@ -177,6 +177,7 @@ class Output:
         self.folder,self.job,self.force,self.private = folder, job, force, private
         self.work,self.left_out = folder/WORK, 0
         self.done,self.begun = {}, set()   # name -> size and SHA-256; names that we may write over
+        self.was = {}                      # name -> SHA-256 of all that this job ever wrote, also of what is no longer there
         self._look()
 
     def __repr__(self): return f'Output {self.folder} ({len(self.done)} pictures)'
@@ -185,17 +186,25 @@ class Output:
         "What another process, killed or not, has left."
         before,(job,fresh,lines) = read_record(self.folder), _journal_in(self.work)
         at_work = job==self.job
-        if before and before['job']!=self.job and not (self.force or at_work and fresh):
-            raise FileExistsError(f'{legible(self.folder)} was made by another command ({legible(strict_json(before["job"]), 120)}): name another folder, or say --force.')
-        if job is not None and not at_work and not self.force: raise FileExistsError(f'{legible(self.folder)} holds the beginning of another command: finish that one, name another folder, or say --force.')
+        if before and before['pictures'] and before['job']!=self.job and not (self.force or at_work and fresh):
+            raise FileExistsError(f'{legible(self.folder)} was made by another command ({legible(strict_json({k: v for k,v in before["job"].items() if k!="mark"}), 120)}): name another folder, or say --force.')
+        if job is not None and not at_work and lines and not self.force: raise FileExistsError(f'{legible(self.folder)} holds the beginning of another command: finish that one, name another folder, or say --force.')
         self.fresh = fresh if at_work else self.force
+        if before and before['job']==self.job: self.knew(before)
         if before and not self.fresh: self.done |= {n: v for n,v in before['pictures'].items() if self._intact(n, v)}
         for line in lines if at_work else ():
             self.begun.add(line['name'])
-            if 'sha256' in line and self._intact(line['name'], line): self.done[line['name']] = {k: line[k] for k in ('size', 'sha256')}
+            if 'sha256' in line: self.was[line['name']] = line['sha256']
+            if 'sha256' in line and 'size' in line and self._intact(line['name'], line): self.done[line['name']] = {k: line[k] for k in ('size', 'sha256')}
         for tmp in self.work.glob('*.tmp'): remove(tmp)
-        kept = [dict(job=self.job, fresh=self.fresh)]+[dict(name=n)|self.done.get(n, {}) for n in sorted(self.begun)]
+        for n in self.begun-self.was.keys():   # moved, and killed before it was noted
+            if (self.folder/n).is_file() and not (self.folder/n).is_symlink(): self.was[n] = hash_of(self.folder/n)
+        kept = [dict(job=self.job, fresh=self.fresh)]+[dict(name=n)|(self.done.get(n) or ({'sha256': self.was[n]} if n in self.was else {})) for n in sorted(self.begun)]
         write_text(''.join(strict_json(k)+'\n' for k in kept), self.work/'journal', private=True)
+
+    def knew(self, before:dict):
+        "Remember what a list of the same job says was written, though it may be gone."
+        self.was |= {n: v['sha256'] for n,v in before['pictures'].items()}|before.get('gone', {})
 
     def _intact(self, name:str, made:dict)->bool:
         return intact(self.folder/name, made)
@@ -228,11 +237,12 @@ class Output:
             os.replace(tmp, self.folder/name)
             made = dict(size=list(size), sha256=sha256(data).hexdigest())
             self._note(name=name, **made)
-        self.done[name] = made
+        self.done[name],self.was[name] = made, made['sha256']
 
     def finish(self):
         "Write what is in the folder; the rest was work."
-        write_json(dict(format=1, job=self.job, pictures=dict(sorted(self.done.items())), left_out=self.left_out), self.folder/RECORD, self.private)
+        gone = {n: h for n,h in sorted(self.was.items()) if n not in self.done} if 'salt' in self.job else {}
+        write_json(dict(format=1, job=self.job, pictures=dict(sorted(self.done.items())), left_out=self.left_out)|({'gone': gone} if gone else {}), self.folder/RECORD, self.private)
         (self.work/'journal').unlink(missing_ok=True)
 
 # %% ../nbs/behind_tree.ipynb #tree-filled
@@ -245,6 +255,7 @@ def _made_by(shard:Path, job:dict)->dict:
 def _taken_over(out:Output, shard:Path):
     "Pictures that an archive of the same job holds count as done."
     before = _made_by(shard, out.job)
+    out.knew(before)
     for name,made in before['pictures'].items():
         if name in out.done or name not in contents(shard)[0]: continue
         data = member(shard/name)

@@ -14,7 +14,11 @@ def _passphrase(args):
 def _phrase(args, twice:bool=False):
     "The phrase of a keyed collection that was named, or what asks for it, once for all archives."
     from functools import cache, partial
+    from privreid.files import expand
     from privreid.locks import ask_passphrase, passphrase_in
+    if args.phrase_file:
+        at,sides = expand(args.phrase_file).resolve(), [expand(f).resolve() for f in (args.source, args.out)]
+        if any(f==at or f in at.parents for f in sides): raise ValueError('The phrase would lie among the pictures: keep its file elsewhere.')
     return passphrase_in(args.phrase_file, 'phrase') if args.phrase_file else cache(partial(ask_passphrase, twice, 'phrase'))
 
 def _export(args)->None:

@@ -22,6 +22,7 @@ from privreid.export import export_onnx
 from privreid.folder import write_json
 from privreid.joint import Trainer
 from privreid.keyed import KEYED, PAD_LEVELS, SCRYPT, TRIAL, PadReader, PadWriter, Salt, SignsReader, SignsWriter, draw_streams, generators_of, hide, new_salt, one_bit_off, unpadded, padded, read_salt, reveal, secret_for, secret_of, stream_of, streams, write_salt
+from privreid.locks import passphrase_in
 from privreid.pix2pix import PatchGAN, UNetGenerator
 from privreid.records import load_arm, save_arm
 from privreid.training import JointTraining, Supervision, agw_of
@@ -490,6 +491,140 @@ def test_the_phrase_is_asked_for(raw_runs, tmp_path, cheap, monkeypatch, capsys)
     assert asked==['Phrase: ', 'Once more: ']
     assert main(['recover', str(tmp_path/'out'), '--key', str(raw_runs['pad']['key']), '--device', 'cpu', '--out', str(tmp_path/'back')])==0
     assert len(asked)==3 and off_by(tmp_path/'back', tmp_path/'src')<30 and 'typed in' not in str(capsys.readouterr())
+
+# --- one stream for one picture, whatever happens to a folder
+
+@pytest.fixture
+def shoot(raw_runs, tmp_path, cheap, monkeypatch):
+    "Protect `src` with a pad; `killed_at`: the process dies while it puts that picture in its place."
+    from privreid import tree as t
+    class Killed(BaseException): pass
+    def act(out='out', phrase='one', killed_at=None, **more):
+        def go(): return protect_folder(tmp_path/'src', raw_runs['pad']['share'], tmp_path/out, phrase=phrase, device='cpu', batch=1, **more)
+        if killed_at is None: return go()
+        with monkeypatch.context() as m:
+            put,steps = t.Output.put, []
+            def dies(self, *args):
+                steps.append(1)
+                if len(steps)==killed_at: raise Killed
+                return put(self, *args)
+            m.setattr(t.Output, 'put', dies)
+            with pytest.raises(Killed): go()
+    photos(tmp_path/'src', 4)
+    return act
+
+def swap_originals(tmp_path):
+    a,b = tmp_path/'src'/'d0'/'0.png', tmp_path/'src'/'d1'/'1.png'
+    one,two = a.read_bytes(), b.read_bytes()
+    a.write_bytes(two); b.write_bytes(one)
+
+@pytest.mark.parametrize('force', [False, True])
+def test_a_killed_run_whose_pictures_were_taken_away(shoot, tmp_path, one_line, force):
+    shoot(killed_at=4)
+    begun = json.loads((tmp_path/'out'/'.privreid'/'journal').read_text().splitlines()[0])['job']['salt']
+    for f in (tmp_path/'out').rglob('*.png'): f.unlink()
+    swap_originals(tmp_path)
+    if not force:
+        with pytest.raises(ValueError) as e: shoot()
+        one_line(e.value, 'd0/0.png', 'was another picture before')
+    else:
+        shoot(force=True)
+        assert salt_of(tmp_path/'out').salt!=begun
+
+def test_a_picture_that_was_refused_is_made_with_force_and_a_new_salt(shoot, tmp_path):
+    shoot()
+    before = salt_of(tmp_path/'out')
+    (tmp_path/'out'/'d0'/'0.png').unlink(); (tmp_path/'out'/'d1'/'1.png').unlink()
+    swap_originals(tmp_path)
+    with pytest.raises(ValueError): shoot()
+    assert shoot(force=True).new==4 and salt_of(tmp_path/'out')!=before
+
+def test_an_archive_remembers_its_pictures(shoot, tmp_path):
+    import tarfile
+    shoot('out.tar')
+    whole,short = tmp_path/'out.tar', tmp_path/'short.tar'
+    with tarfile.open(whole) as a, tarfile.open(short, 'w') as b:
+        for m in a:
+            if m.name!='d0/0.png': b.addfile(m, a.extractfile(m))
+    short.replace(whole)
+    swap_originals(tmp_path)
+    with pytest.raises(ValueError, match='another picture before'): shoot('out.tar')
+
+def test_force_keeps_the_salt_of_what_stays(shoot, raw_runs, tmp_path):
+    "An original that is gone cannot be protected again: its picture opens with the old list."
+    shoot()
+    before = salt_of(tmp_path/'out')
+    (tmp_path/'src'/'d0'/'0.png').unlink()
+    shoot(force=True)
+    kept, = (tmp_path/'out').glob('privreid-*.json')
+    assert json.loads(kept.read_text())['job']['salt']==before.salt!=salt_of(tmp_path/'out').salt
+    one = Recovery.load(raw_runs['pad']['key'], device='cpu', phrase='one', salt=before)
+    photos(tmp_path/'again', 4)
+    assert np.abs(np.asarray(one(tmp_path/'out'/'d0'/'0.png', names='d0/0.png')).astype(int)-pixels(tmp_path/'again'/'d0'/'0.png')).mean()<30
+
+def test_one_folder_has_one_phrase(shoot, tmp_path, one_line):
+    shoot()
+    import shutil
+    shutil.rmtree(tmp_path/'src')
+    photos(tmp_path/'src'/'more', 2)
+    with pytest.raises(ValueError) as e: shoot(phrase='two')
+    one_line(e.value, 'one folder has one phrase')
+
+def test_a_name_that_comes_back_is_known(shoot, tmp_path):
+    "Pictures are moved on, the camera counts on, and begins anew."
+    shoot()
+    for f in (tmp_path/'out').rglob('*.png'): f.unlink()
+    first = (tmp_path/'src'/'d0'/'0.png').read_bytes()
+    (tmp_path/'src'/'d0'/'0.png').unlink()
+    shoot()
+    (tmp_path/'src'/'d0'/'0.png').write_bytes((tmp_path/'src'/'d1'/'1.png').read_bytes())
+    with pytest.raises(ValueError, match='another picture before'): shoot()
+    (tmp_path/'src'/'d0'/'0.png').write_bytes(first)
+    assert shoot().new==1
+
+def test_files_that_changed_places_are_listed(shoot, raw_runs, tmp_path, say):
+    shoot(phrase=PHRASES['right'])
+    a,b = tmp_path/'out'/'d0'/'0.png', tmp_path/'out'/'d1'/'1.png'
+    one,two = a.read_bytes(), b.read_bytes()
+    a.write_bytes(two); b.write_bytes(one)
+    code,out,err = say('recover', tmp_path/'out', '--key', raw_runs['pad']['key'], '--phrase-file', tmp_path/'right', '--device', 'cpu', '--out', tmp_path/'back')
+    assert code==1 and (out+err).count('it is not the file that was protected')==2 and set(pngs(tmp_path/'back'))=={'d0/2.png', 'd1/3.png'}
+
+# --- phrases as they come
+
+@pytest.mark.parametrize('head, phrase', [(b'\xef\xbb\xbf', 'four horses'), (b'', 'four horses')])
+def test_a_mark_of_an_editor_is_no_part_of_a_phrase(tmp_path, head, phrase):
+    (tmp_path/'p').write_bytes(head+b'four horses\r\nmore')
+    assert passphrase_in(tmp_path/'p', 'phrase')==phrase
+
+def test_a_phrase_in_another_encoding_is_refused(tmp_path, one_line):
+    (tmp_path/'p').write_bytes('four horses\n'.encode('utf-16'))
+    with pytest.raises(ValueError) as e: passphrase_in(tmp_path/'p', 'phrase')
+    one_line(e.value, 'UTF-16')
+
+def test_an_emoji_in_halves_is_the_emoji(one_line):
+    assert secret_of('\ud83d\udc0e gate', CHEAP)==secret_of('\U0001f40e gate', CHEAP)
+    with pytest.raises(ValueError) as e: secret_of('half \ud83d of one', CHEAP)
+    one_line(e.value, 'no text')
+
+def test_the_dearest_salt_is_affordable(): assert len(secret_of('four horses', Salt('00'*16, n=2**14, p=4)))==32
+
+def test_a_phrase_does_not_lie_among_the_pictures(raw_runs, tmp_path, say):
+    photos(tmp_path/'src', 1)
+    (tmp_path/'src'/'right').write_text(PHRASES['right'])
+    code,_,err = say('protect', tmp_path/'src', '--with', raw_runs['pad']['share'], '--phrase-file', tmp_path/'src'/'right', '--device', 'cpu', '--out', tmp_path/'out')
+    assert code==2 and 'among the pictures' in err and not (tmp_path/'out').exists()
+
+def test_no_master_key_is_left_of_a_film_that_is_refused(raw_runs, tmp_path, one_line):
+    from privreid.exact import protect_exact
+    from privreid.boxes import painted_film
+    frames,boxes = painted_film(2)
+    (tmp_path/'film').mkdir()
+    for i,im in enumerate(frames): Image.fromarray(im).save(tmp_path/'film'/f'{i}.png')
+    with pytest.raises(ValueError) as e: protect_exact(tmp_path/'film', boxes, raw_runs['pad']['share'], tmp_path/'out', tmp_path/'master')
+    one_line(e.value, 'keyed')
+    assert not (tmp_path/'master').exists()
+
 
 @each_way
 def test_a_bundle_says_that_it_is_keyed(raw_runs, way, one_line):
