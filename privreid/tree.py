@@ -186,9 +186,9 @@ class Output:
         "What another process, killed or not, has left."
         before,(job,fresh,lines) = read_record(self.folder), _journal_in(self.work)
         at_work = job==self.job
-        if before and before['pictures'] and before['job']!=self.job and not (self.force or at_work and fresh):
+        if before and (before['pictures'] or 'salt' not in before['job']) and before['job']!=self.job and not (self.force or at_work and fresh):
             raise FileExistsError(f'{legible(self.folder)} was made by another command ({legible(strict_json({k: v for k,v in before["job"].items() if k!="mark"}), 120)}): name another folder, or say --force.')
-        if job is not None and not at_work and lines and not self.force: raise FileExistsError(f'{legible(self.folder)} holds the beginning of another command: finish that one, name another folder, or say --force.')
+        if job is not None and not at_work and (lines or 'salt' not in job) and not self.force: raise FileExistsError(f'{legible(self.folder)} holds the beginning of another command: finish that one, name another folder, or say --force.')
         self.fresh = fresh if at_work else self.force
         if before and before['job']==self.job: self.knew(before)
         if before and not self.fresh: self.done |= {n: v for n,v in before['pictures'].items() if self._intact(n, v)}
