@@ -97,12 +97,11 @@ def versions(cfg:Config, identities:int, batch:tuple, half:str, compile:bool)->d
     if half!='no': rows[f'plain + {half}'] = lambda: plain(precision=half)
     if compile: rows['plain + torch.compile'] = lambda: plain(translate=True)
     rows['privreid'] = ours
-    told = {} if device.type!='cuda' else {'privreid, told step by step': lambda: ours(replace(cfg, cuda_graphs=False))}
-    if told: rows['privreid, each loss read at each step'] = read(ours)
-    rows |= told
+    cuda = device.type=='cuda'
+    if cuda: rows |= {'privreid, each loss read at each step': read(ours), 'privreid, told step by step': lambda: ours(replace(cfg, cuda_graphs=False))}
     if compile: rows['privreid, compile'] = lambda: ours(replace(cfg, compile=True))
     if half!='no': rows[f'privreid, {half}'] = lambda: ours(replace(cfg, precision=half))
-    if half!='no' and told: rows[f'privreid, {half}, told step by step'] = lambda: ours(replace(cfg, precision=half, cuda_graphs=False))
+    if half!='no' and cuda: rows[f'privreid, {half}, told step by step'] = lambda: ours(replace(cfg, precision=half, cuda_graphs=False))
     if half!='no' and compile: rows[f'privreid, {half}, compile'] = lambda: ours(replace(cfg, precision=half, compile=True))
     return rows
 

@@ -6,9 +6,8 @@
 Joint training finds more people behind pictures that also show a little more. A blur that shows as much is the control: same seed, same people, same first weights, same number of epochs as Base.
 The first radius is the preset's own: its numbers must be those of the shipped run. One core, two minutes a training.
 """
-import argparse, sys, tempfile
+import argparse, tempfile
 from pathlib import Path
-import numpy as np
 import torch
 from common import publish
 from privreid.config import preset

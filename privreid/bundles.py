@@ -86,9 +86,11 @@ class Bundle:
         net.load_state_dict(self.tensors)
         return arranged(net).eval()
 
+_GENERATOR = dict(protect='G_X', recover='G_Y')   # role -> name
+
 def skeleton(facts:dict)->nn.Module:
     "The network that a header describes, with weights of no particular value."
-    if facts['role']!='reid': return kind_of('G_X' if facts['role']=='protect' else 'G_Y', facts.get('keyed', ''))((facts['height'], facts['width']), facts['ngf'])
+    if facts['role']!='reid': return kind_of(_GENERATOR[facts['role']], facts.get('keyed', ''))((facts['height'], facts['width']), facts['ngf'])
     return AGW(facts['identities'], facts['backbone'], '', facts['inter_channels'] or None, facts['stem_relu'])
 
 # %% ../nbs/behind_bundles.ipynb #991d09a7
@@ -245,7 +247,7 @@ def from_run(
     versions = dict(privreid=privreid.__version__, torch=torch.__version__)
     facts = dict(format=1, role=role, arm=arm, height=cfg.height, width=cfg.width, data=cfg.data, desensitizer=cfg.desensitizer, epochs=cfg.epochs, run=blake2b(seen, digest_size=16).hexdigest(),
                  pair=mark_of(X.state_dict(), cfg.keyed), weights=mark_of(net.state_dict(), own.get('keyed', '')), versions=versions, metrics=_measured(run, arm), made=time.strftime('%Y-%m-%d'), terms=terms_of(cfg.data, terms))|own
-    mine = type(net) is not kind_of('G_X' if role=='protect' else 'G_Y', cfg.keyed) if role!='reid' else type(net) is not AGW or cfg.backbone not in CARRIED
+    mine = type(net) is not kind_of(_GENERATOR[role], cfg.keyed) if role!='reid' else type(net) is not AGW or cfg.backbone not in CARRIED
     if mine and not hasattr(net, 'size'): net.size = cfg.size
     return Bundle(facts, net.state_dict(), net if mine else None)
 

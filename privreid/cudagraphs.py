@@ -57,8 +57,7 @@ class Replayed:
 
     def forget(self):
         "End a recording. Gradients lie in its memory, and go with it."
-        if self.recording:
-            for o in self.optimizers.values(): o.zero_grad(set_to_none=True)
+        if self.recording: self.nets.zero_grad(set_to_none=True)
         self.recording,self.left = None, self.told
 
     def __call__(self, *batch)->dict[str,Tensor]:
@@ -87,12 +86,12 @@ class Replayed:
     def begin(self, batch:tuple)->str: # why it cannot be; empty: it is recorded
         "Record, without going a step."
         groups,why = [g for o in self.optimizers.values() for g in o.param_groups if 'capturable' in g], ''
-        for o in self.optimizers.values(): o.zero_grad(set_to_none=True)   # gradients are to live in the recording's own memory
+        self.nets.zero_grad(set_to_none=True)   # gradients are to live in the recording's own memory
         for g in groups: g['capturable'] = True
         try: self.recording = self.record(self.step(), batch, self.stream)
         except (RuntimeError, AssertionError) as e:
             why = (str(e.__context__ or e).splitlines() or [type(e).__name__])[0]
-            for o in self.optimizers.values(): o.zero_grad(set_to_none=True)
+            self.nets.zero_grad(set_to_none=True)
         finally:
             for g in groups: g['capturable'] = False
         self.seen = self.fixed(batch)

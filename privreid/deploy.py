@@ -36,7 +36,7 @@ from .outlet import KEEP, Done, convert, encoded, fill, how_written, names_back,
 from .outsider import known_people, pattern_for, told_by_outsider
 from .pictures import read_image
 from .records import load_run
-from .shards import contents, member, shards_of
+from .shards import contents, shards_of
 from .tree import RECORD, Output, begun_job, filled, hash_of, named, pictures_below, read_record, refuse_mixed
 
 # %% ../nbs/behind_deploy.ipynb #1b390db0
@@ -390,10 +390,6 @@ class _Recovering:
     def change(self, seen): return list(zip(self.opens.small([s[0] for s in seen], True, [s[2] for s in seen] if self.opens.keyed else None), (s[1] for s in seen)))
     def encode(self, made): return encoded(self.opens.unfit(*made)), made[1]
 
-def _hash(path:Path)->str:
-    data = member(path)
-    return hash_of(path) if data is None else sha256(data).hexdigest()
-
 def recover_folder(
     source:Path|str,     # a folder or an archive that `protect_folder` has filled
     key:Path|str,        # a bundle for recover, or a run's folder
@@ -421,7 +417,7 @@ def recover_folder(
     made,old = before['pictures'] if before else {}, names_back(names) if names else {}
     if before and (opens.keyed or not force): failed |= {n: 'it is not in privreid.json: not protected there, or renamed' for n in found if n not in made}
     else: made = {n: {} for n in found}|made
-    if opens.keyed and not force: failed |= {n: 'it is not the file that was protected: altered, or another command has begun to write over it; --force tries' for n in found if n in made and n not in failed and _hash(root/n)!=made[n]['sha256']}
+    if opens.keyed and not force: failed |= {n: 'it is not the file that was protected: altered, or another command has begun to write over it; --force tries' for n in found if n in made and n not in failed and hash_of(root/n)!=made[n]['sha256']}
     to = named([old.get(n, n) for n in found if n in made and n not in failed], '.png')
     came = {to[old.get(n, n)]: n for n in found if n in made and n not in failed}
     sources = {new: (root/n, made[n].get('size'), *[n]*bool(opens.keyed)) for new,n in came.items()}

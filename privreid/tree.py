@@ -71,7 +71,8 @@ _WORDS = str, int
 _SHAPE = {'format': FORMAT_1, 'job': {str: _WORDS}, 'pictures': {str: _MADE}, 'left_out': COUNT, 'gone?': {str: _SHA256}, str: nothing}
 
 def hash_of(path:Path)->str: # 64 hexadecimal digits
-    "SHA-256 of a file."
+    "SHA-256 of a file, or of a member of an archive."
+    if (data := member(path)) is not None: return sha256(data).hexdigest()
     h = sha256()
     with open(path, 'rb') as f:
         for part in iter(lambda: f.read(2**20), b''): h.update(part)

@@ -16,10 +16,10 @@ def _phrase(args, twice:bool=False):
     from functools import cache, partial
     from privreid.files import expand
     from privreid.locks import ask_passphrase, passphrase_in
-    if args.phrase_file:
-        at,sides = expand(args.phrase_file).resolve(), [expand(f).resolve() for f in (args.source, args.out)]
-        if any(f==at or f in at.parents for f in sides): raise ValueError('The phrase would lie among the pictures: keep its file elsewhere.')
-    return passphrase_in(args.phrase_file, 'phrase') if args.phrase_file else cache(partial(ask_passphrase, twice, 'phrase'))
+    if not args.phrase_file: return cache(partial(ask_passphrase, twice, 'phrase'))
+    at,sides = expand(args.phrase_file).resolve(), [expand(f).resolve() for f in (args.source, args.out)]
+    if any(f==at or f in at.parents for f in sides): raise ValueError('The phrase would lie among the pictures: keep its file elsewhere.')
+    return passphrase_in(args.phrase_file, 'phrase')
 
 def _export(args)->None:
     from privreid.bundles import export, info

@@ -113,7 +113,6 @@ def test_what_changes_beneath_ends_a_recording(graphs, people, change):
 
 def test_a_run_goes_on_told_otherwise(tmp_path, people):
     "`--no-cuda-graphs` is no other set-up: a run that has filled a card goes on with it."
-    from dataclasses import asdict
     from privreid.experiments import run_experiment
     cfg = preset('demo', ngf=4, ndf=4, epochs=1, milestones=(), freeze_bn=0, freeze_reid_bn=0, people=10, test_people=4)
     run_experiment(cfg, tmp_path/'run', ('Base',), device='cpu')

@@ -1,5 +1,6 @@
 "Numbers in the prose of the course are those of its cells: none is typed that no output, no code and no table of the paper has."
 import json, re
+from functools import cache
 from pathlib import Path
 import pytest
 
@@ -35,8 +36,10 @@ def stated(text:str)->list[tuple[str,float,int]]: # as written, value, digits: f
         if rest or whole and re.match(r'\s?(%|dB)', m.string[m.end():]): found.append((m[0], *numbers(m[0])[0]))
     return found
 
+@cache
 def cells(name:str)->list[dict]: return json.loads((ROOT/'nbs'/f'{name}.ipynb').read_text(encoding='utf-8'))['cells']
 
+@cache
 def known(name:str)->list[float]:
     "Everything that code and outputs of a lesson say, and the paper's tables; shares count as percentages, too."
     said = []
